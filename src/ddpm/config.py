@@ -1,0 +1,278 @@
+"""The typed configuration tree: frozen, strictly validated, and stored inside every model file.
+
+A configuration is built from a preset, then a file, then the command line, each overriding the one before. An unknown
+key is an error that names the nearest known one. This module imports no torch: the command line reads it first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ddpm.errors import ConfigError, nearest
+
+ScheduleName = Literal["linear", "cosine", "exponential", "quadratic", "sigmoid", "constant"]
+Parameterization = Literal["eps", "x_0", "v", "mu"]
+SamplerName = Literal["ddpm", "ddim"]
+FixedVariance = Literal["fixed_large", "fixed_small"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Channels = Literal["auto", "gray", "rgb", "rgba"]
+Fit = Literal["crop", "pad", "stretch"]
+
+MIN_SIZE = 4
+"""Smallest height or width, in pixels, of a picture that a network can be trained on."""
+
+
+class Section(BaseModel):
+    """One branch of the configuration tree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ScheduleConfig(Section):
+    """The noise schedule: which betas, how many."""
+
+    name: ScheduleName = Field("linear", description="shape of beta_t over t")
+    num_timesteps: int = Field(1000, ge=2, le=100_000, description="T, the number of training timesteps")
+    zero_terminal_snr: bool = Field(False, description="rescale so that x_T is pure noise (needs v or x_0)")
+
+
+class NetworkConfig(Section):
+    """The U-Net: widths, depths, attention."""
+
+    base_channels: int = Field(128, ge=4, description="channels at the first level")
+    channel_multipliers: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1, max_length=8)
+    blocks_per_level: int = Field(2, ge=1, le=8, description="ResNet blocks a level on the way down")
+    attention_levels: tuple[int, ...] = Field((1,), description="levels with attention; level k is at size / 2^k")
+    head_channels: int | None = Field(None, ge=1, description="channels an attention head; none: a single head")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    time_conditioning: Literal["add", "scale_shift"] = Field(
+        "add", description="how the time embedding enters a block; scale_shift is adaptive group norm"
+    )
+    resampling: Literal["conv", "residual"] = Field(
+        "conv", description="between levels: strided convolution, or BigGAN residual blocks"
+    )
+    num_groups: int = Field(32, ge=1, description="groups of GroupNorm, reduced where they do not divide")
+
+    @model_validator(mode="after")
+    def _attention_levels_exist(self) -> NetworkConfig:
+        levels = len(self.channel_multipliers)
+        for level in self.attention_levels:
+            if not 0 <= level < levels:
+                raise ValueError(f"attention_levels has {level}, but the levels are 0 to {levels - 1}")
+        return self
+
+
+class DataConfig(Section):
+    """How pictures are read: nothing is augmented unless asked for."""
+
+    size: tuple[int, int] | None = Field(None, description="height and width in pixels; none: decided from the data")
+    channels: Channels = Field("auto", description="auto: decided from the data")
+    fit: Fit = Field("crop", description="what happens to pictures of another shape")
+    filter: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] = "lanczos"
+    background: tuple[int, int, int] = Field((255, 255, 255), description="colour under transparent pixels, 0 to 255")
+    flip: bool = Field(False, description="mirror half of the training pictures")
+    held_out: float = Field(0.05, gt=0.0, lt=1.0, description="share kept for the held-out loss, if data have no split")
+    on_bad_file: Literal["skip", "fail"] = Field("skip", description="what to do with files that cannot be read")
+    max_bad_share: float = Field(0.2, ge=0.0, le=1.0, description="with skip: stop above this share of bad files")
+    label_column: str | None = Field(None, description="column of a table with the class; none: found by its name")
+    picture_column: str | None = Field(None, description="column of a table with the pictures; none: found")
+
+    @model_validator(mode="after")
+    def _values_in_range(self) -> DataConfig:
+        if self.size is not None and min(self.size) < MIN_SIZE:
+            raise ValueError(f"size is {self.size[0]}x{self.size[1]}; both sides must be at least {MIN_SIZE} pixels")
+        if not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background is {self.background}; each value must be 0 to 255")
+        return self
+
+
+class ObjectiveConfig(Section):
+    """What the network predicts and how its error is weighted."""
+
+    parameterization: Parameterization = Field("eps", description="what the network outputs")
+
+
+class TrainingConfig(Section):
+    """Optimisation: budget, batch, learning rate, averaging, and how often things are written."""
+
+    steps: int = Field(10_000, ge=1, description="optimizer steps in all")
+    batch_size: int = Field(128, ge=1, description="pictures an optimizer step, over all micro-batches")
+    micro_batch_size: int | None = Field(None, ge=1, description="pictures in memory at once; none: the whole batch")
+    learning_rate: float = Field(2e-4, gt=0.0)
+    warmup_steps: int = Field(500, ge=0, description="steps over which the learning rate rises from 0")
+    decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
+    weight_decay: float = Field(0.0, ge=0.0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
+    ema_decay: float = Field(0.9999, ge=0.0, lt=1.0, description="decay of the averaged weights after their warm-up")
+    precision: Precision = Field("auto", description="auto: what a short probe finds fastest and safe")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    preview_every: int = Field(1000, ge=1, description="steps between preview grids")
+    evaluate_every: int = Field(500, ge=1, description="steps between held-out losses")
+    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    previews: int = Field(36, ge=1, le=400, description="pictures in a preview grid")
+    stop: Literal["budget", "auto"] = Field(
+        "auto", description="auto: also stop when training diverges or overfits beyond repair"
+    )
+    tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
+
+
+class SamplingConfig(Section):
+    """What `ddpm sample` does when nothing else is asked for; stored in the model as its recommendation."""
+
+    sampler: SamplerName = "ddim"
+    steps: int = Field(50, ge=1, description="sampling steps")
+    eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM's share of fresh noise: 0 deterministic, 1 ancestral")
+    variance: FixedVariance = Field("fixed_large", description="variance of the ancestral sampler")
+    clip: bool = Field(True, description="clip the denoised estimate to the range of the data")
+
+
+class Config(Section):
+    """The whole tree."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="key of every random number of the run")
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    network: NetworkConfig = NetworkConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        if self.schedule.zero_terminal_snr and self.objective.parameterization in ("eps", "mu"):
+            raise ValueError(
+                f"schedule.zero_terminal_snr with objective.parameterization '{self.objective.parameterization}': "
+                "at zero signal the noise says nothing about the picture; use 'v' or 'x_0'"
+            )
+        if self.sampling.steps > self.schedule.num_timesteps:
+            raise ValueError(
+                f"sampling.steps is {self.sampling.steps}, more than schedule.num_timesteps "
+                f"({self.schedule.num_timesteps})"
+            )
+        return self
+
+
+Tree = dict[str, Any]
+
+
+def from_tree(tree: Mapping[str, Any]) -> Config:
+    """Validate a plain tree of JSON values into a `Config`.
+
+    Raises:
+        ConfigError: for an unknown key (the nearest known one is named) or a value out of its range.
+    """
+    try:
+        return Config.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the configuration holds a value that JSON cannot express: {error}") from error
+
+
+def to_tree(config: Config) -> Tree:
+    """Return the tree of plain JSON values; `from_tree` inverts it exactly."""
+    tree: Tree = json.loads(config.model_dump_json())
+    return tree
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """Return `base` with the leaves of `over` put in their places."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_assignments(assignments: Sequence[str]) -> Tree:
+    """Turn ``["training.steps=500", ...]`` into a tree; values are read as JSON, else as text.
+
+    Raises:
+        ConfigError: for an item without ``=`` or an unknown key.
+    """
+    tree: Tree = {}
+    for item in assignments:
+        path, sign, text = item.partition("=")
+        if not sign or not path:
+            raise ConfigError(f"'{item}' is no assignment; expected KEY=VALUE, for example training.steps=500")
+        keys = path.strip().split(".")
+        _check_path(keys)
+        leaf: Any = _parse_value(text.strip())
+        for key in reversed(keys):
+            leaf = {key: leaf}
+        tree = merge(tree, leaf)
+    return tree
+
+
+def read_file(path: Path) -> Tree:
+    """Read a configuration tree from a JSON or TOML file.
+
+    Raises:
+        ConfigError: if the file is missing, or is neither.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no configuration file at '{path}'; expected a .json or .toml file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = _read_toml(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"'{path}' is not valid {path.suffix[1:].upper() or 'JSON'}: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"'{path}' holds a {type(tree).__name__}; expected sections such as {{\"training\": ...}}")
+    return tree
+
+
+def keys_of(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Return every dotted key of the tree, in order."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += keys_of(inner, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _check_path(keys: Sequence[str]) -> None:
+    path = ".".join(keys)
+    known = keys_of()
+    if path not in known:
+        by_leaf = [key for key in known if key.rsplit(".", 1)[-1] == keys[-1]]
+        hint = f"; did you mean '{by_leaf[0]}'?" if by_leaf else nearest(path, known)
+        raise ConfigError(f"unknown configuration key '{path}'{hint}")
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _read_toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
+def _explain(error: ValidationError) -> str:
+    """Put the first fault into one sentence with its key, its value, and what was expected."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown configuration key '{key}'{nearest(key, keys_of())}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"configuration key '{key}' is {first['input']!r}: {message[0].lower()}{message[1:]}"
