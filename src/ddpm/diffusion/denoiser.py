@@ -1,0 +1,118 @@
+"""A denoiser: what every sampler sees. Networks, guidance and clipping are composed into one before sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import process
+from ddpm.diffusion.schedules import NoiseSchedule
+from ddpm.errors import ConfigError, nearest
+
+Parameterization = Literal["eps", "x_0", "v", "mu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is believed of x_0 and eps, given x_t: x_t = sqrt(alpha-bar_t) x_0 + sqrt(1 - alpha-bar_t) eps, always.
+
+    Attributes:
+        x_0: [B, ...], the expected clean data.
+        eps: [B, ...], the expected noise.
+        variance_fraction: [B, ...] in [0, 1], the learned variance's place between beta-tilde (0) and beta (1) in the
+            logarithm (Nichol & Dhariwal 2021, Eq. 15); none where the variance is fixed.
+    """
+
+    x_0: Tensor
+    eps: Tensor
+    variance_fraction: Tensor | None = None
+
+
+class Denoiser(Protocol):
+    """The contract between networks and samplers."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
+        """Predict x_0 and eps from x_t [B, ...] at times t (float64 [B]); `previous` is for self-conditioning."""
+        ...
+
+
+def to_prediction(
+    output: Tensor, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, parameterization: Parameterization
+) -> Prediction:
+    """Return the prediction that a network's output stands for.
+
+    Args:
+        output: [B, ...], in the meaning of `parameterization`.
+        x_t: [B, ...], what the network saw.
+        t: [B] or [], when.
+        schedule: the schedule that it was trained with.
+        parameterization: "eps", "x_0", "v" or "mu" (the mean of q(x_{t-1} | x_t, x_0)).
+
+    Raises:
+        ConfigError: for an unknown parameterization.
+    """
+    if parameterization == "eps":
+        return Prediction(process.x_0_from_eps(output, x_t, t, schedule), output)
+    if parameterization == "v":
+        return Prediction(process.x_0_from_v(output, x_t, t, schedule), process.eps_from_v(output, x_t, t, schedule))
+    if parameterization == "x_0":
+        x_0 = output
+    elif parameterization == "mu":
+        x_0 = process.x_0_from_mu(output, x_t, t, schedule)
+    else:
+        raise unknown_parameterization(parameterization)
+    return Prediction(x_0, process.eps_from_x_0(x_0, x_t, t, schedule))
+
+
+def unknown_parameterization(name: str) -> ConfigError:
+    """Return the error that refuses a parameterization by its name."""
+    known = get_args(Parameterization)
+    return ConfigError(f"unknown parameterization '{name}'{nearest(name, known)}; known are {', '.join(known)}")
+
+
+def network_denoiser(
+    network: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, parameterization: Parameterization
+) -> Denoiser:
+    """Return the denoiser of a network ``(x_t [B, ...], t [B]) -> output [B, ...]``; conditions are bound before."""
+
+    def denoise(x_t: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
+        output = network(x_t, t.to(x_t.device, torch.float32)).to(x_t.dtype)
+        return to_prediction(output, x_t, t, schedule, parameterization)
+
+    return denoise
+
+
+def clipped(denoiser: Denoiser, schedule: NoiseSchedule, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Return the denoiser with x_0 clamped to [low, high], and eps made consistent with it.
+
+    Always the outermost wrapper: guidance moves x_0 out of the range of the data, so it must come before.
+    """
+
+    def denoise(x_t: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
+        prediction = denoiser(x_t, t, previous)
+        x_0 = prediction.x_0.clamp(low, high)
+        return Prediction(x_0, process.eps_from_x_0(x_0, x_t, t, schedule), prediction.variance_fraction)
+
+    return denoise
+
+
+def dynamically_thresholded(
+    denoiser: Denoiser, schedule: NoiseSchedule, quantile: float = 0.995, largest: float = 1.0
+) -> Denoiser:
+    """Return the denoiser with each picture's x_0 clamped at a quantile of its own |x_0| and scaled back into range.
+
+    Saharia et al. 2022 (Imagen), Sec. 2.3. Like `clipped`, the outermost wrapper, and in its place.
+    """
+
+    def denoise(x_t: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
+        prediction = denoiser(x_t, t, previous)
+        threshold = torch.quantile(prediction.x_0.abs().flatten(1), quantile, dim=1).clamp(min=largest)
+        threshold = threshold.reshape(-1, *[1] * (x_t.ndim - 1))
+        x_0 = prediction.x_0.clamp(-threshold, threshold) * (largest / threshold)
+        return Prediction(x_0, process.eps_from_x_0(x_0, x_t, t, schedule), prediction.variance_fraction)
+
+    return denoise

@@ -1,0 +1,66 @@
+"""The ancestral sampler of DDPM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ddpm.diffusion.denoiser import Denoiser, Prediction
+from ddpm.diffusion.noise import NoiseSource
+from ddpm.diffusion.samplers.step import CLEAN, AfterStep, SampleStep, walk
+from ddpm.diffusion.schedules import NoiseSchedule, Transition, expand_like
+from ddpm.errors import SamplingError, nearest
+
+ReverseVariance = Literal["fixed_large", "fixed_small", "learned"]
+
+
+def ddpm(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_T: Tensor,
+    noise: NoiseSource,
+    *,
+    timesteps: Sequence[float] | None = None,
+    variance: ReverseVariance = "fixed_large",
+    after_step: AfterStep | None = None,
+) -> Iterator[SampleStep]:
+    """Sample by x_s = mu-tilde(x_t, x_0-hat) + sigma z (Ho et al. 2020, Alg. 2), over any decreasing list of times.
+
+    The last step returns the mean: it adds no noise.
+
+    Args:
+        denoiser: predicts x_0 and eps.
+        schedule: the noise schedule of training.
+        x_T: [B, ...], standard normal noise.
+        noise: where z comes from.
+        timesteps: strictly decreasing; none visits all T.
+        variance: sigma^2 = beta ("fixed_large", best for x_0 ~ N(0, I)), beta-tilde ("fixed_small", best for a
+            point), or what the denoiser learned.
+        after_step: may change x_s.
+
+    Raises:
+        SamplingError: for an unknown variance, or "learned" with a denoiser that has none.
+    """
+    known = get_args(ReverseVariance)
+    if variance not in known:
+        raise SamplingError(f"unknown variance '{variance}'{nearest(variance, known)}; known are {', '.join(known)}")
+
+    def rule(index: int, x_t: Tensor, prediction: Prediction, transition: Transition, s: float) -> Tensor:
+        mean = transition.mean(prediction.x_0, x_t)
+        if s == CLEAN:
+            return mean
+        return mean + _deviation(prediction, transition, variance, mean) * noise.normal(index, "step")
+
+    return walk(rule, denoiser, schedule, x_T, timesteps, after_step)
+
+
+def _deviation(prediction: Prediction, transition: Transition, variance: ReverseVariance, like: Tensor) -> Tensor:
+    if variance != "learned":
+        return expand_like(transition.variance(variance).sqrt(), like)
+    if prediction.variance_fraction is None:
+        raise SamplingError(
+            "variance 'learned', but this model's variance is fixed; use 'fixed_large' or 'fixed_small'"
+        )
+    return (0.5 * transition.learned_log_variance(prediction.variance_fraction)).exp()
