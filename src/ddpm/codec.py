@@ -1,0 +1,68 @@
+"""Codec: pictures <-> x_0, the values that diffuse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Pictures = NDArray[Any]
+"""Pictures [N, H, W, C] in their own dtype: uint8, uint16 or float32."""
+
+
+class Codec(Protocol):
+    """The contract between pictures and the values that diffuse.
+
+    Attributes:
+        levels: how many values a channel can take, or none if they are continuous.
+        clip_range: the range of x_0, or none if it has no bounds.
+    """
+
+    levels: int | None
+    clip_range: tuple[float, float] | None
+
+    def encode(self, pictures: Pictures) -> Tensor:
+        """Return x_0, float32 [N, C, H, W]."""
+        ...
+
+    def decode(self, x_0: Tensor) -> Pictures:
+        """Return pictures [N, H, W, C] in the dtype of the data."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PixelCodec:
+    """x_0 is the pixels themselves, from `value_range` mapped to [-1, 1].
+
+    Attributes:
+        levels: 17 for the digits, 256 for 8-bit pictures, 65,536 for 16-bit ones, none for floating point.
+        value_range: the values that become -1 and 1.
+        dtype: "uint8", "uint16" or "float32", that of the pictures.
+    """
+
+    levels: int | None
+    value_range: tuple[float, float]
+    dtype: str
+
+    @property
+    def clip_range(self) -> tuple[float, float] | None:
+        """[-1, 1] for pixels; generated points of floating point have no bounds."""
+        return None if self.levels is None else (-1.0, 1.0)
+
+    def encode(self, pictures: Pictures) -> Tensor:
+        """Return x_0, float32 [N, C, H, W] in [-1, 1]."""
+        low, high = self.value_range
+        values = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), dtype=np.float32))
+        return (values - low) * (2 / (high - low)) - 1
+
+    def decode(self, x_0: Tensor) -> Pictures:
+        """Return pictures [N, H, W, C], clamped to the range and rounded to the nearest level."""
+        low, high = self.value_range
+        values = (x_0.detach().float().cpu() + 1) * ((high - low) / 2) + low
+        if self.levels is not None:
+            values = values.clamp(low, high).round()
+        return np.ascontiguousarray(values.permute(0, 2, 3, 1).numpy().astype(self.dtype))

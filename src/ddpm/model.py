@@ -1,0 +1,213 @@
+"""Model: networks, schedule, parameterization, codec and sampling advice, in one self-describing file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddpm.codec import Pictures, PixelCodec
+from ddpm.config import NetworkConfig, ObjectiveConfig, SamplingConfig
+from ddpm.diffusion.denoiser import Denoiser, Parameterization, clipped, network_denoiser
+from ddpm.diffusion.noise import NoiseSource
+from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
+from ddpm.diffusion.schedules import NoiseSchedule
+from ddpm.errors import ModelFileError, SamplingError, nearest
+from ddpm.model_file import read_model_file, write_model_file
+from ddpm.networks import build_unet
+
+OnStep = Callable[[SampleStep], None]
+
+_VALUES_A_BATCH = 2**18
+"""Pixel values sampled at once by default: 64 pictures of 3x32x32 and a bit; keeps activations under about 2 GiB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained model: everything that sampling needs.
+
+    Attributes:
+        network: (x_t [B, C, H, W], t [B]) -> output [B, C, H, W].
+        network_config: what `network` was built from.
+        schedule: the noise schedule of training.
+        parameterization: what the network outputs.
+        codec: pictures <-> x_0.
+        picture_shape: (H, W, C).
+        sampling: the recommended sampler, steps and options.
+        provenance: plain JSON values: what the model was trained on and how (data fingerprint, step, configuration).
+    """
+
+    network: nn.Module
+    network_config: NetworkConfig
+    schedule: NoiseSchedule
+    parameterization: Parameterization
+    codec: PixelCodec
+    picture_shape: tuple[int, int, int]
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the network holds."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move the network to a device, and return the model."""
+        self.network.to(device)
+        return self
+
+    def denoiser(self, *, clip: bool = True) -> Denoiser:
+        """Return what samplers see; with `clip`, x_0 is kept in the range of the data."""
+        denoiser = network_denoiser(self.network, self.schedule, self.parameterization)
+        if clip and self.codec.clip_range is not None:
+            return clipped(denoiser, self.schedule, *self.codec.clip_range)
+        return denoiser
+
+    def with_sampling(self, **changes: Any) -> Model:
+        """Return the model with some fields of its sampling advice replaced; a value of None changes nothing.
+
+        Raises:
+            SamplingError: for a field or a value that is not valid.
+        """
+        wanted = {key: value for key, value in changes.items() if value is not None}
+        if "sampler" in wanted and wanted["sampler"] not in SAMPLERS:
+            name = str(wanted["sampler"])
+            raise SamplingError(f"unknown sampler '{name}'{nearest(name, SAMPLERS)}; known are {', '.join(SAMPLERS)}")
+        try:
+            sampling = SamplingConfig.model_validate({**self.sampling.model_dump(), **wanted})
+        except ValueError as error:
+            raise SamplingError(f"sampling with {wanted}: {str(error).splitlines()[-2].strip()}") from error
+        return replace(self, sampling=sampling)
+
+    def sample_steps(self, pictures: Sequence[int], *, seed: int = 0) -> Iterator[SampleStep]:
+        """Sample the pictures of these numbers as one batch, yielding after each step; x is x_s [B, C, H, W].
+
+        The noise of picture i is a function of (seed, i): the same in any batch, in any order.
+        """
+        height, width, channels = self.picture_shape
+        noise = NoiseSource(seed, pictures, (channels, height, width), device=self.device)
+        advice = self.sampling
+        options: dict[str, Any] = {"eta": advice.eta} if advice.sampler == "ddim" else {"variance": advice.variance}
+        return SAMPLERS[advice.sampler](
+            self.denoiser(clip=advice.clip),
+            self.schedule,
+            noise.normal(0, "x_T"),
+            noise,
+            timesteps=spaced_timesteps(advice.steps, len(self.schedule)),
+            **options,
+        )
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        batch_size: int | None = None,
+        on_step: OnStep | None = None,
+    ) -> Pictures:
+        """Return `n` pictures [n, H, W, C] in the dtype of the training data.
+
+        Args:
+            n: how many.
+            steps: sampling steps; none: the model's recommendation.
+            seed: with the number of a picture, it decides the picture.
+            sampler: "ddim" or "ddpm"; none: the model's recommendation.
+            batch_size: pictures at once; none: what fits in about 2 GiB.
+            on_step: called after each step of each batch, for a progress bar.
+
+        Raises:
+            SamplingError: for a number, a sampler or steps that are not valid.
+        """
+        if n < 1:
+            raise SamplingError(f"{n} pictures; expected at least 1")
+        if batch_size is not None and batch_size < 1:
+            raise SamplingError(f"batch size {batch_size}; expected at least 1")
+        model = self.with_sampling(steps=steps, sampler=sampler)
+        size = batch_size or self.default_batch_size()
+        batches = [range(start, min(start + size, n)) for start in range(0, n, size)]
+        return np.concatenate([model._sample_batch(batch, seed, on_step) for batch in batches])
+
+    def default_batch_size(self) -> int:
+        """Return how many pictures are sampled at once if nobody says."""
+        return max(1, _VALUES_A_BATCH // math.prod(self.picture_shape))
+
+    def _sample_batch(self, pictures: Sequence[int], seed: int, on_step: OnStep | None) -> Pictures:
+        x_0: Tensor | None = None
+        for step in self.sample_steps(pictures, seed=seed):
+            x_0 = step.x
+            if on_step is not None:
+                on_step(step)
+        assert x_0 is not None  # every sampler makes at least one step
+        return self.codec.decode(x_0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as one safetensors file, atomically."""
+        description = {
+            "network": json.loads(self.network_config.model_dump_json()),
+            "parameterization": self.parameterization,
+            "codec": {
+                "levels": self.codec.levels,
+                "value_range": list(self.codec.value_range),
+                "dtype": self.codec.dtype,
+            },
+            "picture_shape": list(self.picture_shape),
+            "sampling": json.loads(self.sampling.model_dump_json()),
+            "provenance": self.provenance,
+        }
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        write_model_file(Path(path), description, {**tensors, "schedule.betas": self.schedule.betas})
+
+    @staticmethod
+    def load(path: str | Path, *, device: str = "cpu") -> Model:
+        """Read a model from its file, or from the folder of the run that trained it.
+
+        Raises:
+            ModelFileError: if there is none, or it is truncated, a pickle, or of another kind.
+        """
+        path = Path(path)
+        description, tensors = read_model_file(path)
+        try:
+            return _from_parts(description, tensors).to(device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelFileError(f"'{path}' describes no valid model: {type(error).__name__}: {reason}") from error
+
+
+def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
+    network_config = NetworkConfig.model_validate_json(json.dumps(description["network"]))
+    height, width, channels = (int(side) for side in description["picture_shape"])
+    codec = description["codec"]
+    low, high = codec["value_range"]
+    if codec["dtype"] not in ("uint8", "uint16", "float32"):
+        raise ValueError(f"pictures of dtype {codec['dtype']!r}")
+    weights = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+    with torch.device("meta"):  # so that a wrong description is refused before it takes any memory
+        network = build_unet(network_config, channels)
+    network.load_state_dict(weights, strict=True, assign=True)
+    network.eval().requires_grad_(False)
+    return Model(
+        network=network,
+        network_config=network_config,
+        schedule=NoiseSchedule(tensors["schedule.betas"]),
+        parameterization=ObjectiveConfig.model_validate(
+            {"parameterization": description["parameterization"]}
+        ).parameterization,
+        codec=PixelCodec(codec["levels"], (float(low), float(high)), codec["dtype"]),
+        picture_shape=(height, width, channels),
+        sampling=SamplingConfig.model_validate_json(json.dumps(description["sampling"])),
+        provenance=dict(description["provenance"]),
+    )

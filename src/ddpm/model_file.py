@@ -1,0 +1,113 @@
+"""The model file: safetensors with a JSON description in its metadata. Nothing of ours is, or reads, a pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddpm.errors import ModelFileError
+from ddpm.files import write_atomically
+
+FORMAT = "ddpm-model"
+FORMAT_VERSION = 1
+MODEL_NAME = "model.safetensors"
+"""Name of the model in a run folder."""
+
+
+def write_model_file(path: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write tensors and their description, atomically."""
+    from safetensors.torch import save_file
+
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "description": json.dumps(description)}
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda part: save_file(on_cpu, part, metadata))
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the description of a model file without reading its tensors; see `read_model_file` for errors."""
+    return _read(path, with_tensors=False)[0]
+
+
+def read_model_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return description and tensors of a model file; a folder stands for the model in it.
+
+    Raises:
+        ModelFileError: if there is no such file, or it is not a whole model file of a version that this code knows.
+    """
+    return _read(path, with_tensors=True)
+
+
+def locate(path: Path) -> Path:
+    """Return the model file that a path stands for: itself, or the model in a run folder.
+
+    Raises:
+        ModelFileError: if there is none.
+    """
+    if path.is_dir():
+        inside = path / MODEL_NAME
+        if inside.is_file():
+            return inside
+        raise ModelFileError(f"no model in '{path}'; expected a run folder with '{MODEL_NAME}' in it")
+    if path.is_file():
+        return path
+    raise ModelFileError(f"no model at '{path}'{_neighbours(path)}")
+
+
+def _neighbours(path: Path) -> str:
+    candidates = {found.parent for found in Path("runs").glob(f"*/{MODEL_NAME}")}
+    if path.parent.is_dir():
+        candidates |= set(path.parent.glob("*.safetensors"))
+    named = sorted(str(candidate) for candidate in candidates)[:3]
+    return f"; nearby are {', '.join(named)}" if named else "; train one first, for example: ddpm train digits"
+
+
+def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    path = locate(path)
+    _refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            description = _description(path, metadata)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ModelFileError(
+            f"'{path}' is not a whole safetensors file ({error}); it may be truncated: take another copy"
+        ) from error
+    return description, tensors
+
+
+def _description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    kind = metadata.get("format", "none")
+    if kind != FORMAT:
+        advice = "run 'ddpm train' with the same arguments to go on" if kind == "ddpm-checkpoint" else "see its source"
+        raise ModelFileError(f"'{path}' is a safetensors file of format '{kind}', expected '{FORMAT}'; {advice}")
+    version = metadata.get("format_version", "")
+    if version != str(FORMAT_VERSION):
+        raise ModelFileError(
+            f"'{path}' has format version '{version}', this program reads {FORMAT_VERSION}; upgrade ddpm"
+        )
+    try:
+        description = json.loads(metadata["description"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"'{path}' has no readable description ({error}); take another copy") from error
+    if not isinstance(description, dict):
+        raise ModelFileError(f"'{path}' has a description that is no JSON object; take another copy")
+    return description
+
+
+def _refuse_pickle(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise ModelFileError(f"cannot read '{path}': {error.strerror}") from error
+    if start[:2] == b"\x80\x02" or start[:1] == b"\x80" or start == b"PK\x03\x04":
+        raise ModelFileError(
+            f"'{path}' is a pickle (a .pt, .pth or .ckpt file), which can run code when it is opened; "
+            "expected a .safetensors model of this project"
+        )
