@@ -15,15 +15,17 @@ Pictures = NDArray[Any]
 
 
 class Codec(Protocol):
-    """The contract between pictures and the values that diffuse.
+    """The contract between pictures and the values that diffuse."""
 
-    Attributes:
-        levels: how many values a channel can take, or none if they are continuous.
-        clip_range: the range of x_0, or none if it has no bounds.
-    """
+    @property
+    def levels(self) -> int | None:
+        """How many values a channel can take, or none if they are continuous."""
+        ...
 
-    levels: int | None
-    clip_range: tuple[float, float] | None
+    @property
+    def clip_range(self) -> tuple[float, float] | None:
+        """The range of x_0, or none if it has no bounds."""
+        ...
 
     def encode(self, pictures: Pictures) -> Tensor:
         """Return x_0, float32 [N, C, H, W]."""

@@ -82,6 +82,7 @@ class DataConfig(Section):
     max_bad_share: float = Field(0.2, ge=0.0, le=1.0, description="with skip: stop above this share of bad files")
     label_column: str | None = Field(None, description="column of a table with the class; none: found by its name")
     picture_column: str | None = Field(None, description="column of a table with the pictures; none: found")
+    text_column: str | None = Field(None, description="column of a table with the captions; none: found by its name")
 
     @model_validator(mode="after")
     def _values_in_range(self) -> DataConfig:
@@ -118,6 +119,12 @@ class TrainingConfig(Section):
     evaluate_every: int = Field(500, ge=1, description="steps between held-out losses")
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     previews: int = Field(36, ge=1, le=400, description="pictures in a preview grid")
+    milestones: int = Field(
+        4, ge=0, description="models kept on the way, equally spaced; 0: only the last and the best"
+    )
+    disk_limit_gib: float | None = Field(
+        None, gt=0.0, description="most the run folder may take; milestones give way, oldest first"
+    )
     stop: Literal["budget", "auto"] = Field(
         "auto", description="auto: also stop when training diverges or overfits beyond repair"
     )

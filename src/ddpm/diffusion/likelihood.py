@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ddpm.diffusion.denoiser import Denoiser, Prediction
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers.ancestral import ReverseVariance
 from ddpm.diffusion.schedules import NoiseSchedule, Transition, expand_like
-from ddpm.errors import ConfigError
+from ddpm.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Bound:
 
     Attributes:
         prior: [B], L_T.
-        transitions: [B, T - 1], column t - 1 holds L_{t-1} of the paper's t + 1, that is code time t = 1 .. T - 1.
+        transitions: [B, T - 1], the paper's L_1 .. L_{T-1}: column t - 1 is the step from code time t to t - 1.
         decoder: [B], L_0.
     """
 
@@ -59,9 +60,10 @@ def gaussian_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_vari
 
 def prior_term(x_0: Tensor, schedule: NoiseSchedule) -> Tensor:
     """Return L_T = KL(q(x_T | x_0) || N(0, I)), [B] nats. No parameter enters it."""
-    signal, noise = (expand_like(c, x_0) for c in schedule.signal_and_noise(len(schedule) - 1))
+    signal, noise = schedule.signal_and_noise(len(schedule) - 1)
     zero = torch.zeros_like(x_0)
-    return gaussian_kl(signal * x_0, zero + 2 * noise.log(), zero, zero).flatten(1).sum(1)
+    log_variance = zero + expand_like(2 * noise.log(), x_0)  # the logarithm in float64: it is close to 0
+    return gaussian_kl(expand_like(signal, x_0) * x_0, log_variance, zero, zero).flatten(1).sum(1)
 
 
 def transition_term(
@@ -119,20 +121,28 @@ def discretised_gaussian_log_likelihood(x_0: Tensor, mean: Tensor, log_variance:
     mirrored = lower + upper > 0
     low, high = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
     log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-    mass: Tensor = log_high + torch.log1p(-torch.exp(log_low - log_high))
+    mass: Tensor = log_high + torch.log(-torch.expm1(log_low - log_high))
     return mass
 
 
 def reverse_log_variance(
     transition: Transition, prediction: Prediction, variance: ReverseVariance, like: Tensor
 ) -> Tensor:
-    """Return log sigma^2 of p(x_{t-1} | x_t), [B, ...]."""
+    """Return log sigma^2 of p(x_{t-1} | x_t), [B, ...].
+
+    Raises:
+        ConfigError: for an unknown variance, or "learned" with a denoiser that has none.
+    """
     if variance == "learned":
         if prediction.variance_fraction is None:
             raise ConfigError("variance 'learned', but this denoiser's variance is fixed")
         return transition.learned_log_variance(prediction.variance_fraction)
-    log_variance = transition.variance_large.log() if variance == "fixed_large" else transition.log_variance_small
-    return expand_like(log_variance, like).expand_as(like)
+    if variance == "fixed_large":
+        return expand_like(transition.variance_large.log(), like).expand_as(like)
+    if variance == "fixed_small":
+        return expand_like(transition.log_variance_small, like).expand_as(like)
+    known = get_args(ReverseVariance)
+    raise ConfigError(f"unknown variance '{variance}'{nearest(variance, known)}; known are {', '.join(known)}")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ stream costs about 10 microseconds to open, and then 3 nanoseconds a number.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -64,7 +65,7 @@ class NoiseSource:
 
     def normal(self, draw: int, purpose: str) -> Tensor:
         """Return noise [B, *shape]: draw number `draw` of the stream for `purpose` of each picture."""
-        noise = np.empty((len(self.pictures), *self.shape), dtype=np.float32)
+        noise = np.empty((len(self.pictures), math.prod(self.shape)), dtype=np.float32)
         for row, picture in zip(noise, self.pictures, strict=True):
             stream(self.seed, purpose, picture, draw).standard_normal(dtype=np.float32, out=row)
-        return torch.from_numpy(noise).to(self.device, self.dtype)
+        return torch.from_numpy(noise).reshape(-1, *self.shape).to(self.device, self.dtype)

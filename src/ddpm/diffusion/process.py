@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ddpm.diffusion.schedules import NoiseSchedule, expand_like
+from ddpm.errors import ConfigError
 
 Time = Tensor | float
 
@@ -16,6 +17,13 @@ Time = Tensor | float
 def _coefficients(t: Time, schedule: NoiseSchedule, like: Tensor) -> tuple[Tensor, Tensor]:
     signal, noise = schedule.signal_and_noise(t)
     return expand_like(signal, like), expand_like(noise, like)
+
+
+def _require_signal(t: Time, schedule: NoiseSchedule) -> None:
+    if bool(schedule.log_snr(t).isneginf().any()):
+        raise ConfigError(
+            "at zero signal-to-noise ratio eps says nothing of x_0; predict v or x_0, or start below the last timestep"
+        )
 
 
 def q_sample(x_0: Tensor, t: Time, eps: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -44,7 +52,12 @@ def previous_time(t: Time) -> Time:
 
 
 def x_0_from_eps(eps: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
-    """Return x_0 = (x_t - sqrt(1 - alpha-bar) eps) / sqrt(alpha-bar) (Eq. 15). Not defined at zero SNR."""
+    """Return x_0 = (x_t - sqrt(1 - alpha-bar) eps) / sqrt(alpha-bar) (Eq. 15).
+
+    Raises:
+        ConfigError: at zero SNR, where eps says nothing of x_0.
+    """
+    _require_signal(t, schedule)
     signal, noise = _coefficients(t, schedule, x_t)
     return (x_t - noise * eps) / signal
 
@@ -79,7 +92,12 @@ def mu_from_x_0(x_0: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> T
 
 
 def mu_from_eps(eps: Tensor, x_t: Tensor, t: Time, schedule: NoiseSchedule) -> Tensor:
-    """Return mu = (x_t - beta / sqrt(1 - alpha-bar) eps) / sqrt(alpha) (Eq. 11). Not defined at zero SNR."""
+    """Return mu = (x_t - beta / sqrt(1 - alpha-bar) eps) / sqrt(alpha) (Eq. 11).
+
+    Raises:
+        ConfigError: at zero SNR, where eps says nothing of mu.
+    """
+    _require_signal(t, schedule)
     beta = schedule.transition(t, previous_time(t)).variance_large
     noise = schedule.signal_and_noise(t)[1]
     return (x_t - expand_like(beta / noise, x_t) * eps) / expand_like((1 - beta).sqrt(), x_t)

@@ -242,7 +242,8 @@ def sigmoid_betas(
     time = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
     low, high = torch.sigmoid(torch.tensor([start / tau, end / tau], dtype=torch.float64))
     alphas_cumprod = (high - torch.sigmoid((time * (end - start) + start) / tau)) / (high - low)
-    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=max_beta)
+    betas: Tensor = 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]
+    return betas.clamp(max=max_beta)
 
 
 def from_alphas_cumprod(alphas_cumprod: Tensor) -> NoiseSchedule:
@@ -252,7 +253,12 @@ def from_alphas_cumprod(alphas_cumprod: Tensor) -> NoiseSchedule:
 
 
 def from_function(beta: Callable[[float], float], num_timesteps: int = 1000) -> NoiseSchedule:
-    """Return the schedule of any user function: ``beta(u)`` for u = t / (T - 1) in [0, 1]."""
+    """Return the schedule of any user function: ``beta(u)`` for u = t / (T - 1) in [0, 1].
+
+    Raises:
+        ConfigError: for fewer than 2 timesteps, or a beta outside (0, 1).
+    """
+    _require_two(num_timesteps)
     values = [float(beta(t / (num_timesteps - 1))) for t in range(num_timesteps)]
     return NoiseSchedule(torch.tensor(values, dtype=torch.float64))
 
@@ -276,7 +282,18 @@ def make_schedule(name: str = "linear", num_timesteps: int = 1000, *, zero_termi
     """
     if name not in SCHEDULES:
         raise ConfigError(f"unknown schedule '{name}'{nearest(name, SCHEDULES)}; known are {', '.join(SCHEDULES)}")
+    _require_two(num_timesteps)
+    schedule = NoiseSchedule(SCHEDULES[name](num_timesteps))
+    if zero_terminal_snr:
+        return schedule.with_zero_terminal_snr()
+    if schedule.has_zero_terminal_snr:
+        raise ConfigError(
+            f"beta_{num_timesteps - 1} of '{name}' with {num_timesteps} timesteps is 1: nothing of x_0 is left in x_T; "
+            "give it more timesteps, or ask for zero_terminal_snr"
+        )
+    return schedule
+
+
+def _require_two(num_timesteps: int) -> None:
     if num_timesteps < 2:
         raise ConfigError(f"num_timesteps is {num_timesteps}; a schedule needs at least 2")
-    schedule = NoiseSchedule(SCHEDULES[name](num_timesteps))
-    return schedule.with_zero_terminal_snr() if zero_terminal_snr else schedule

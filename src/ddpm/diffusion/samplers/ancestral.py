@@ -41,7 +41,8 @@ def ddpm(
         after_step: may change x_s.
 
     Raises:
-        SamplingError: for an unknown variance, or "learned" with a denoiser that has none.
+        SamplingError: for an unknown variance, "learned" with a denoiser that has none, or timesteps that are empty,
+            not strictly decreasing or off the schedule.
     """
     known = get_args(ReverseVariance)
     if variance not in known:
@@ -51,7 +52,8 @@ def ddpm(
         mean = transition.mean(prediction.x_0, x_t)
         if s == CLEAN:
             return mean
-        return mean + _deviation(prediction, transition, variance, mean) * noise.normal(index, "step")
+        fresh = noise.normal(index, "step").to(mean.dtype)
+        return mean + _deviation(prediction, transition, variance, mean) * fresh
 
     return walk(rule, denoiser, schedule, x_T, timesteps, after_step)
 

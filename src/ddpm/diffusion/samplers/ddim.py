@@ -38,7 +38,8 @@ def ddim(
         after_step: may change x_s.
 
     Raises:
-        SamplingError: if eta is out of its range.
+        SamplingError: if eta is out of its range, or the timesteps are empty, not strictly decreasing or off the
+            schedule.
     """
     if not 0 <= eta <= 1:
         raise SamplingError(f"eta is {eta}; expected 0 (deterministic) to 1 (ancestral)")
@@ -50,6 +51,7 @@ def ddim(
         x_s = expand_like(signal, x_t) * prediction.x_0 + expand_like(kept, x_t) * prediction.eps
         if eta == 0 or s == CLEAN:
             return x_s
-        return x_s + expand_like(fresh_variance.sqrt(), x_t) * noise.normal(index, "step")
+        fresh = noise.normal(index, "step").to(x_s.dtype)
+        return x_s + expand_like(fresh_variance.sqrt(), x_t) * fresh
 
     return walk(rule, denoiser, schedule, x_T, timesteps, after_step)

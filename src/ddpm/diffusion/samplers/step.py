@@ -41,7 +41,6 @@ StepRule = Callable[[int, Tensor, Prediction, Transition, float], Tensor]
 """``(index, x_t, prediction, transition, s) -> x_s``: what tells one single-step sampler from another."""
 
 
-@torch.no_grad()
 def walk(
     rule: StepRule,
     denoiser: Denoiser,
@@ -50,9 +49,23 @@ def walk(
     timesteps: Sequence[float] | None,
     after_step: AfterStep | None,
 ) -> Iterator[SampleStep]:
-    """Walk from x_T to clean data by a single-step rule, yielding after each step."""
-    pairs = step_pairs(timesteps, schedule)
-    x = x_T
+    """Walk from x_T to clean data by a single-step rule, yielding after each step.
+
+    Raises:
+        SamplingError: for timesteps that cannot be walked, at once and not at the first step.
+    """
+    return _steps(rule, denoiser, schedule, x_T, step_pairs(timesteps, schedule), after_step)
+
+
+@torch.no_grad()
+def _steps(
+    rule: StepRule,
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    pairs: Sequence[tuple[float, float]],
+    after_step: AfterStep | None,
+) -> Iterator[SampleStep]:
     prediction: Prediction | None = None
     for index, (t, s) in enumerate(pairs):
         times = torch.full((len(x),), t, dtype=torch.float64)

@@ -1,0 +1,129 @@
+"""Arrays as pictures that a person can look at: single ones, grids, and PNG files that are whole or not there."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ddpm.errors import DataError, RunError
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+SMALLEST_CELL = 32
+"""Pictures of a grid are enlarged by a whole factor until their longer side has this many pixels."""
+
+PAPER = 255
+POINTS_SIDE = 384
+
+
+def to_image(
+    picture: NDArray[Any], *, levels: int | None = 256, value_range: tuple[float, float] = (0.0, 255.0)
+) -> Image.Image:
+    """Return one picture [H, W, C] of a store as an image.
+
+    16-bit gray stays 16 bits (mode I;16). Everything else has 8: other numbers of levels are scaled to 0 to 255 (of 17
+    levels, 16 is white), float values from `value_range`; values outside are clipped.
+
+    Args:
+        picture: C is 1, 3 or 4; uint8, uint16 or float.
+        levels: number of values a channel can take, as in `Store.levels`; None for float.
+        value_range: black and white, used where `levels` is None.
+
+    Raises:
+        DataError: if it has another shape.
+    """
+    if picture.ndim != 3 or picture.shape[2] not in MODES:
+        raise DataError(f"an array {list(picture.shape)} is no picture; expected [H, W, C] with C = 1, 3 or 4")
+    if levels == 65536 and picture.shape[2] == 1:
+        return Image.fromarray(picture[..., 0].astype(np.uint16))
+    if levels != 256 or picture.dtype != np.uint8:
+        low, high = (0.0, levels - 1.0) if levels is not None else value_range
+        scale = 255.0 / (high - low) if high > low else 0.0
+        picture = np.rint(np.clip((picture.astype(np.float64) - low) * scale, 0, 255)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(picture[..., 0] if picture.shape[2] == 1 else picture))
+
+
+def render_grid(
+    pictures: NDArray[Any],
+    columns: int | None = None,
+    *,
+    levels: int | None = 256,
+    value_range: tuple[float, float] = (0.0, 255.0),
+    gap: int = 2,
+) -> Image.Image:
+    """Return pictures [K, H, W, C] side by side on white, row by row; 2-D points [K, 1, 1, 2] as a scatter plot.
+
+    Args:
+        pictures: as the network sees them.
+        columns: pictures a row; None: as square as it gets.
+        levels: as for `to_image`; the grid itself has 8 bits.
+        value_range: as for `to_image`.
+        gap: white pixels between pictures.
+
+    Raises:
+        DataError: if there is no picture, or a shape that is none.
+    """
+    if len(pictures) == 0:
+        raise DataError("a grid needs at least one picture")
+    if pictures.shape[1:] == (1, 1, 2):
+        return render_points(pictures.reshape(-1, 2), value_range)
+    count, height, width, channels = pictures.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    scale = max(1, math.ceil(SMALLEST_CELL / max(height, width)))
+    cell_height, cell_width = height * scale + gap, width * scale + gap
+    mode = MODES.get(channels, "L")
+    paper = PAPER if channels == 1 else (PAPER,) * len(mode)
+    grid = Image.new(mode, (columns * cell_width + gap, rows * cell_height + gap), paper)
+    for i, picture in enumerate(pictures):
+        if levels == 65536:
+            picture = np.rint(picture / 257).astype(np.uint8)
+        image = to_image(picture, levels=256 if levels == 65536 else levels, value_range=value_range)
+        image = image.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        grid.paste(image, (gap + i % columns * cell_width, gap + i // columns * cell_height))
+    return grid
+
+
+def render_points(points: NDArray[Any], value_range: tuple[float, float]) -> Image.Image:
+    """Return points [N, 2] in the plane as a gray image; dark where many lie, the second axis upwards."""
+    low, high = value_range
+    scale = (POINTS_SIDE - 1) / (high - low if high > low else 1.0)
+    cells = np.clip(np.rint((points.astype(np.float64) - low) * scale), 0, POINTS_SIDE - 1).astype(np.int64)
+    counts = np.bincount(cells[:, 1] * POINTS_SIDE + cells[:, 0], minlength=POINTS_SIDE**2)
+    ink = 1.0 - 0.4 ** counts.reshape(POINTS_SIDE, POINTS_SIDE)[::-1]
+    return Image.fromarray(np.rint(PAPER * (1.0 - ink)).astype(np.uint8))
+
+
+def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a PNG with text chunks; the file is complete or not there, also after a crash.
+
+    Args:
+        image: what `to_image` or `render_grid` returned.
+        path: file to write or replace; its folder must exist.
+        metadata: keys (1 to 79 Latin letters) and texts.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    texts = PngInfo()
+    for key, text in (metadata or {}).items():
+        texts.add_text(key, text)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(unfinished, "wb") as file:
+            image.save(file, "PNG", pnginfo=texts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write the picture '{path}': {error.strerror or error}; check that the folder exists and has space"
+        ) from error

@@ -1,0 +1,297 @@
+"""The parts of a U-Net: time embedding, residual block, attention, resampling, and dropout as a function.
+
+Activations keep the memory format that the weights ask for: with channels_last weights nothing here copies a
+tensor only to reorder it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddpm.errors import ConfigError
+
+TimeConditioning = Literal["add", "scale_shift"]
+Resample = Literal["up", "down"]
+
+NORM_EPS = 1e-6
+"""Added to the variance in GroupNorm, as in the code of Ho et al. 2020 (torch's own default is 1e-5)."""
+
+# The increment and the multipliers of splitmix64 (Steele et al. 2014), as signed 64-bit integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class BlockInputs:
+    """What residual blocks read besides their activations; a block looks up its own number.
+
+    Attributes:
+        embeddings: for each block, the projected embedding of time and class, [B, C] or [B, 2C].
+        dropout_states: for each block, int64 [B] from `dropout_states`; none: no dropout.
+    """
+
+    embeddings: Sequence[Tensor]
+    dropout_states: Sequence[Tensor] | None
+
+
+def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """Return the sinusoidal embedding of time (Vaswani et al. 2017; frequencies of Ho et al. 2020's code).
+
+    Args:
+        t: [B], of any real type; times off the integer grid are embedded as they are.
+        width: width of the embedding; an odd width ends in a column of zeros.
+        max_period: the longest wave, in units of t over 2 pi.
+
+    Returns:
+        [B, width], sines then cosines; float64 if `t` is float64, else float32.
+    """
+    half = width // 2
+    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+    exponents = torch.arange(half, device=t.device, dtype=dtype) / max(half - 1, 1)
+    angles = t.to(dtype)[:, None] * torch.exp(-math.log(max_period) * exponents)  # [B, width / 2]
+    zeros = [angles.new_zeros(len(t), 1)] if width % 2 else []
+    return torch.cat([angles.sin(), angles.cos(), *zeros], dim=1)  # [B, width]
+
+
+def dropout_states(keys: Tensor, layers: int) -> Tensor:
+    """Return one well-mixed word for every dropout layer and picture.
+
+    Args:
+        keys: int64 [B], one key a picture; neighbouring keys are as good as random ones.
+        layers: how many dropout layers there are.
+
+    Returns:
+        int64 [layers, B].
+    """
+    layer = torch.arange(1, layers + 1, device=keys.device)
+    return _mix(_mix(keys) + layer[:, None] * _GOLDEN)  # [layers, B]
+
+
+def dropout(x: Tensor, state: Tensor, p: float) -> Tensor:
+    """Zero a share `p` of `x` and scale the rest to keep the mean, as a pure function of its arguments.
+
+    Whether an element stays is decided by a hash of (state of its picture, position in (h, w, c) order) alone: not
+    by the batch around it, the memory format, the device, or any global generator. One 64-bit hash decides four
+    elements, by 16 bits each; so `p` is rounded to a multiple of 2^-16, and the scale is that of the rounded share.
+    On a CPU it costs about a third of torch's own dropout, forward and backward, and a little more in the default
+    memory format, where the mask is read out of order.
+
+    Args:
+        x: [B, C, H, W].
+        state: int64 [B], from `dropout_states`.
+        p: share to drop, in [0, 1).
+
+    Returns:
+        [B, C, H, W], dtype of `x`.
+    """
+    batch, channels, height, width = x.shape
+    count = channels * height * width
+    dropped = min(round(p * 65536), 65535)
+    # The positions are mixed well, but once for the whole batch: what costs is the pass over [B, count / 4].
+    position = _mix(torch.arange((count + 3) // 4, device=x.device) * _GOLDEN)
+    bits = _remix_(position ^ state[:, None]).view(torch.int16)[:, :count]
+    keep = bits.ge_(dropped - 32768).to(x.dtype).mul_(65536 / (65536 - dropped))  # [B, count]
+    return x * keep.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
+
+
+def _mix(z: Tensor) -> Tensor:
+    """Return int64 words mixed by the finaliser of splitmix64 (Steele et al. 2014)."""
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Return the words shifted as if they had no sign; torch's own shift copies the sign into the upper bits."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _remix_(z: Tensor) -> Tensor:
+    """Mix, in place and in few passes, words that are the exclusive or of two well-mixed words.
+
+    The shifts copy the sign. In the exclusive or that costs one bit of 64; in the closing sum, a borrow of one: no pass
+    is spent on masking. Over millions of pairs of masks the largest correlation is that of fair coins; without the
+    first multiplication it is not.
+    """
+    z.mul_(_MIX_1)
+    z.bitwise_xor_(z >> 32)
+    z.mul_(_MIX_2)
+    return z.add_(z >> 32)
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm (Wu & He 2018) with `num_groups`, or the largest divisor of `channels` below it."""
+
+    def __init__(self, channels: int, num_groups: int) -> None:
+        groups = next(n for n in range(min(num_groups, channels), 0, -1) if channels % n == 0)
+        super().__init__(groups, channels, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, H, W], statistics in float32 or better; dtype of `x` (float32 in CUDA's autocast)."""
+        # torch's CPU kernel leaves its vector path when a bfloat16 group is narrower than a vector of 16 channels:
+        # 2 to 6 times slower, forward and backward, than going through float32; from 16 on it is 2 to 3 times faster.
+        narrow = self.num_channels < 16 * self.num_groups
+        if narrow and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            return self._normalize(x.float()).to(x.dtype)
+        return self._normalize(x)
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        # The functional form refuses one value a group, which one picture of 4x4 pixels can come down to.
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def zero_init(module: nn.Conv2d | nn.Linear) -> None:
+    """Set weight and bias to zero, so that the branch that ends here starts as the zero function."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def halve(x: Tensor) -> Tensor:
+    """Return the means of 2x2 pixels, [B, C, H/2, W/2]."""
+    return functional.avg_pool2d(x, 2)
+
+
+def double(x: Tensor) -> Tensor:
+    """Return every pixel repeated 2x2, [B, C, 2H, 2W]."""
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Downsample(nn.Module):
+    """Halve height and width with a strided 3x3 convolution (Ho et al. 2020).
+
+    The picture is padded on the right and at the bottom only, as TensorFlow's "SAME" does for even sizes and the
+    published weights expect. It costs one copy of the activations.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """Return [B, C, H/2, W/2]; `inputs` is there for the residual block that can stand in this place."""
+        h: Tensor = self.conv(functional.pad(x, (0, 1, 0, 1)))
+        return h
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then a 3x3 convolution (Ho et al. 2020)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """Return [B, C, 2H, 2W]; `inputs` is there for the residual block that can stand in this place."""
+        h: Tensor = self.conv(double(x))
+        return h
+
+
+class ResBlock(nn.Module):
+    """Residual block of Ho et al. 2020; with the options, of Dhariwal & Nichol 2021.
+
+    Starts as its shortcut: the second convolution is zero.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        num_groups: groups of GroupNorm, reduced where they do not divide.
+        dropout: share of activations dropped before the second convolution, if there are dropout states.
+        time_conditioning: whether the embedding is added, or scales and shifts the second norm.
+        resample: halve or double the picture inside, on both branches (BigGAN, Brock et al. 2019).
+
+    Attributes:
+        number: the place of the block's own entries in `BlockInputs`.
+        embedding_width: how many channels the projected embedding must have.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_groups: int,
+        dropout: float,
+        time_conditioning: TimeConditioning,
+        resample: Resample | None = None,
+    ) -> None:
+        super().__init__()
+        self.number = 0
+        self.dropout = dropout
+        self.scale_shift = time_conditioning == "scale_shift"
+        self.resample = {"up": double, "down": halve, None: None}[resample]
+        self.embedding_width = out_channels * (2 if self.scale_shift else 1)
+        self.norm1 = GroupNorm(in_channels, num_groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = GroupNorm(out_channels, num_groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        zero_init(self.conv2)
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """Return [B, out_channels, H', W'], where H', W' are H, W, halved or doubled if the block resamples."""
+        embedding = inputs.embeddings[self.number][:, :, None, None]  # [B, C or 2C, 1, 1]
+        h = functional.silu(self.norm1(x))  # [B, in_channels, H, W]
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)  # [B, in_channels, H', W']
+        h = self.conv1(h)  # [B, out_channels, H', W']
+        if self.scale_shift:
+            scale, shift = embedding.chunk(2, dim=1)  # [B, out_channels, 1, 1]
+            h = torch.addcmul(shift, self.norm2(h), scale + 1)
+        else:
+            h = self.norm2(h + embedding)
+        h = functional.silu(h)
+        if self.dropout > 0 and inputs.dropout_states is not None:
+            h = dropout(h, inputs.dropout_states[self.number], self.dropout)
+        result: Tensor = self.shortcut(x) + self.conv2(h)  # [B, out_channels, H', W']
+        return result
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels (Ho et al. 2020; several heads: Dhariwal & Nichol 2021).
+
+    Starts as the identity: the output projection is zero.
+
+    Raises:
+        ConfigError: if `head_channels` does not divide `channels`.
+    """
+
+    def __init__(self, channels: int, *, num_groups: int, head_channels: int | None) -> None:
+        super().__init__()
+        self.heads = _count_heads(channels, head_channels)
+        self.norm = GroupNorm(channels, num_groups)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        zero_init(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, H, W]; the kernel's softmax is float32 or better whatever the dtype of `x`."""
+        batch, channels, height, width = x.shape
+        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # [B, N, C]
+        qkv = self.qkv(pixels).view(batch, height * width, 3, self.heads, -1)  # [B, N, 3, heads, D]
+        q, k, v = qkv.transpose(1, 3).unbind(2)  # [B, heads, N, D]
+        h = functional.scaled_dot_product_attention(q, k, v)  # [B, heads, N, D]
+        h = self.out(h.transpose(1, 2).reshape(batch, height * width, channels))  # [B, N, C]
+        result: Tensor = x + h.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
+        return result
+
+
+def _count_heads(channels: int, head_channels: int | None) -> int:
+    if head_channels is None:
+        return 1
+    if channels % head_channels:
+        divisors = [n for n in range(1, channels + 1) if channels % n == 0]
+        close = min(divisors, key=lambda n: abs(n - head_channels))
+        raise ConfigError(
+            f"network.head_channels is {head_channels}, which does not divide the {channels} channels of a level "
+            f"that attends (the last level always does); the nearest divisor is {close}"
+        )
+    return channels // head_channels

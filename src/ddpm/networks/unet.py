@@ -1,0 +1,322 @@
+"""The U-Net of Ho et al. 2020 and, by configuration, of Dhariwal & Nichol 2021."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddpm.conditions import Condition
+from ddpm.config import MIN_SIZE, NetworkConfig
+from ddpm.errors import ConfigError
+from ddpm.networks.blocks import (
+    Attention,
+    BlockInputs,
+    Downsample,
+    GroupNorm,
+    Resample,
+    ResBlock,
+    TimeConditioning,
+    Upsample,
+    dropout_states,
+    time_embedding,
+    zero_init,
+)
+
+Resampling = Literal["conv", "residual"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What all blocks of one network have in common."""
+
+    num_groups: int
+    head_channels: int | None
+    dropout: float
+    time_conditioning: TimeConditioning
+    resampling: Resampling
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"network.dropout is {self.dropout}; expected 0 up to, not including, 1")
+        _check_choice("time_conditioning", self.time_conditioning, get_args(TimeConditioning))
+        _check_choice("resampling", self.resampling, get_args(Resampling))
+
+    def block(self, in_channels: int, out_channels: int, resample: Resample | None = None) -> ResBlock:
+        """Return a residual block."""
+        return ResBlock(
+            in_channels,
+            out_channels,
+            num_groups=self.num_groups,
+            dropout=self.dropout,
+            time_conditioning=self.time_conditioning,
+            resample=resample,
+        )
+
+    def attention(self, channels: int) -> Attention:
+        """Return a self-attention."""
+        return Attention(channels, num_groups=self.num_groups, head_channels=self.head_channels)
+
+    def resampling_step(self, channels: int, resample: Resample) -> nn.Module:
+        """Return the step from one resolution to the next."""
+        if self.resampling == "residual":
+            return self.block(channels, channels, resample)
+        return Downsample(channels) if resample == "down" else Upsample(channels)
+
+
+class Level(nn.Module):
+    """One resolution: blocks, with attention behind each or behind none, then the step to the next resolution.
+
+    Args:
+        parts: makes the blocks.
+        in_channels: of each block, its input channels.
+        channels: output channels of all blocks.
+        attends: whether there is attention behind each block.
+        resample: the step to the next resolution; none: there is none.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        in_channels: Sequence[int],
+        channels: int,
+        *,
+        attends: bool,
+        resample: Resample | None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([parts.block(width, channels) for width in in_channels])
+        self.attention = nn.ModuleList([parts.attention(channels) for _ in in_channels if attends])
+        self.resample = None if resample is None else parts.resampling_step(channels, resample)
+
+
+class DownLevel(Level):
+    """A level on the way down."""
+
+    def forward(self, h: Tensor, inputs: BlockInputs) -> list[Tensor]:
+        """Return what each step made: the way up reads all of it, the next level the last."""
+        made: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            h = block(h, inputs)
+            h = self.attention[index](h) if self.attention else h
+            made.append(h)
+        if self.resample is not None:
+            made.append(self.resample(h, inputs))
+        return made
+
+
+class UpLevel(Level):
+    """A level on the way up."""
+
+    def forward(self, h: Tensor, inputs: BlockInputs, skips: list[Tensor]) -> Tensor:
+        """Return the activations for the next level; each block takes one from the end of `skips`."""
+        for index, block in enumerate(self.blocks):
+            h = block(torch.cat([h, skips.pop()], dim=1), inputs)
+            h = self.attention[index](h) if self.attention else h
+        return h if self.resample is None else self.resample(h, inputs)
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t, y): a U-Net over pictures of any size from 4x4 pixels (Ho et al. 2020, appendix B).
+
+    Sizes that the levels do not divide are padded inside, by reflection, and cropped on output. The last convolution
+    is zero at the start, so a new network returns zeros.
+
+    Args:
+        in_channels: channels of x_t.
+        out_channels: channels of the output; none: as many as `in_channels`.
+        num_classes: number of classes of y; none: unconditional.
+        base_channels: channels at the first level; the time embedding is four times as wide.
+        channel_multipliers: of each level, its channels in units of `base_channels`.
+        blocks_per_level: residual blocks a level on the way down; one more on the way up.
+        attention_levels: levels with attention behind each block; level k works at size / 2^k.
+        head_channels: channels of an attention head; none: a single head.
+        dropout: share of activations dropped before the second convolution of each block, if keys are given.
+        time_conditioning: whether the embedding is added, or scales and shifts the second norm of a block.
+        resampling: strided and nearest-neighbour convolutions, or BigGAN residual blocks.
+        num_groups: groups of GroupNorm, reduced where they do not divide.
+
+    Raises:
+        ConfigError: for a value out of its range, or if `head_channels` does not divide the channels that attend.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int | None = None,
+        num_classes: int | None = None,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks_per_level: int = 2,
+        attention_levels: Sequence[int] = (1,),
+        head_channels: int | None = None,
+        dropout: float = 0.0,
+        time_conditioning: TimeConditioning = "add",
+        resampling: Resampling = "conv",
+        num_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        if in_channels < 1:
+            raise ConfigError(f"in_channels is {in_channels}; expected at least 1")
+        if num_classes is not None and num_classes < 1:
+            raise ConfigError(f"num_classes is {num_classes}; expected at least 1, or none for no classes")
+        parts = Parts(num_groups, head_channels, dropout, time_conditioning, resampling)
+        levels = [(k, base_channels * multiplier) for k, multiplier in enumerate(channel_multipliers)]
+        last = len(levels) - 1
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.base_channels = base_channels
+        self.stride = 2**last
+
+        self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
+        skips = [base_channels]
+        self.down = nn.ModuleList()
+        for k, width in levels:
+            widths_in = [skips[-1]] + [width] * (blocks_per_level - 1)
+            resample: Resample | None = "down" if k < last else None
+            self.down.append(DownLevel(parts, widths_in, width, attends=k in attention_levels, resample=resample))
+            skips += [width] * (blocks_per_level + (k < last))
+
+        width = skips[-1]
+        self.middle = nn.ModuleList([parts.block(width, width), parts.attention(width), parts.block(width, width)])
+
+        self.up = nn.ModuleList()
+        below = width
+        for k, width in reversed(levels):
+            widths_in = [below + skips.pop()] + [width + skips.pop() for _ in range(blocks_per_level)]
+            resample = "up" if k > 0 else None
+            self.up.append(UpLevel(parts, widths_in, width, attends=k in attention_levels, resample=resample))
+            below = width
+
+        self.norm_out = GroupNorm(below, num_groups)
+        self.conv_out = nn.Conv2d(below, in_channels if out_channels is None else out_channels, 3, padding=1)
+        zero_init(self.conv_out)
+
+        embedding = 4 * base_channels
+        self.embedding_widths = _number_blocks(self)
+        self.time_mlp = nn.Sequential(nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, embedding)
+        self.embedding_projection = nn.Linear(embedding, sum(self.embedding_widths))
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None = None,
+        *,
+        dropout_keys: Tensor | None = None,
+    ) -> Tensor:
+        """Return the network's output at (x_t, t, y).
+
+        Args:
+            x_t: [B, in_channels, H, W], floating point; H and W at least 4.
+            t: [B], of any real type; 0-based, may lie off the integer grid.
+            condition: labels int64 [B] below `num_classes`, where -1 stands for "no class"; none: -1 for all.
+            dropout_keys: int64 [B], one key a picture, another for each training step; none: no dropout. Neither
+                train() nor eval() nor a global generator has a say in it.
+
+        Returns:
+            [B, out_channels, H, W]; float64 if `x_t` is float64, else float32.
+
+        Raises:
+            ConfigError: for another shape, a side under 4 pixels, or a condition without classes.
+        """
+        self._check_inputs(x_t, t, condition, dropout_keys)
+        height, width = x_t.shape[-2:]
+        h = self.conv_in(self._pad(x_t.to(self.conv_in.weight.dtype)))  # [B, base_channels, H', W']
+        embeddings = torch.split_with_sizes(self._embed(t, condition).to(h.dtype), self.embedding_widths, dim=1)
+        states = None if dropout_keys is None else dropout_states(dropout_keys, len(embeddings)).unbind()
+        inputs = BlockInputs(embeddings, states)
+        skips = [h]
+        for level in self.down:
+            skips += level(skips[-1], inputs)
+        before, attention, after = self.middle
+        h = after(attention(before(skips[-1], inputs)), inputs)  # [B, C, H' / stride, W' / stride]
+        for level in self.up:
+            h = level(h, inputs, skips)
+        h = self.conv_out(functional.silu(self.norm_out(h)))  # [B, out_channels, H', W']
+        top, left = (h.shape[-2] - height) // 2, (h.shape[-1] - width) // 2
+        h = h[:, :, top : top + height, left : left + width]  # [B, out_channels, H, W]
+        output: Tensor = h.to(torch.float64 if x_t.dtype == torch.float64 else torch.float32)
+        return output
+
+    def _embed(self, t: Tensor, condition: Condition | None) -> Tensor:
+        """Return the embedding of time and class, projected for all blocks in one product: [B, sum of widths]."""
+        with torch.autocast(t.device.type, enabled=False):
+            embedding = self.time_mlp(time_embedding(t, self.base_channels).to(self.conv_in.weight.dtype))
+            if self.label_embedding is not None:
+                label = torch.full_like(t, -1, dtype=torch.int64) if condition is None else condition.label
+                last = self.label_embedding.num_embeddings - 1
+                embedding = embedding + self.label_embedding(torch.where(label == -1, last, label))
+            # All blocks read the SiLU of the same embedding: one small product in place of one a block.
+            projected: Tensor = self.embedding_projection(functional.silu(embedding))
+            return projected
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Pad both sides up to multiples of the stride; `x` itself where they are."""
+        rows, columns = -x.shape[-2] % self.stride, -x.shape[-1] % self.stride
+        if rows == columns == 0:
+            return x
+        pads = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+        # Reflected noise is still noise, while a replicated edge is streaks. But torch reflects no further than the
+        # picture is wide, which pictures of a few pixels under many levels ask for.
+        reflects = pads[1] < x.shape[-1] and pads[3] < x.shape[-2]
+        return functional.pad(x, pads, mode="reflect" if reflects else "replicate")
+
+    def _check_inputs(self, x_t: Tensor, t: Tensor, condition: Condition | None, dropout_keys: Tensor | None) -> None:
+        if x_t.ndim != 4 or x_t.shape[1] != self.in_channels:
+            expected = f"[B, {self.in_channels}, H, W]"
+            raise ConfigError(f"x_t has shape {list(x_t.shape)}; this network expects {expected}")
+        batch, _, height, width = x_t.shape
+        if min(height, width) < MIN_SIZE:
+            raise ConfigError(f"x_t is {height}x{width} pixels; both sides must be at least {MIN_SIZE}")
+        if condition is not None and self.num_classes is None:
+            raise ConfigError(
+                "this network was built without classes (num_classes is none), but got a condition; leave it out"
+            )
+        labels = None if condition is None else condition.label
+        for name, value in (("t", t), ("condition.label", labels), ("dropout_keys", dropout_keys)):
+            if value is not None and value.shape != (batch,):
+                raise ConfigError(f"{name} has shape {list(value.shape)}; expected [{batch}], one for each picture")
+
+
+def build_unet(
+    config: NetworkConfig, in_channels: int, out_channels: int | None = None, num_classes: int | None = None
+) -> UNet:
+    """Return the U-Net that `config` describes, with float32 weights drawn from torch's global generator.
+
+    Raises:
+        ConfigError: if `config.head_channels` does not divide the channels that attend.
+    """
+    return UNet(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        num_classes=num_classes,
+        base_channels=config.base_channels,
+        channel_multipliers=config.channel_multipliers,
+        blocks_per_level=config.blocks_per_level,
+        attention_levels=config.attention_levels,
+        head_channels=config.head_channels,
+        dropout=config.dropout,
+        time_conditioning=config.time_conditioning,
+        resampling=config.resampling,
+        num_groups=config.num_groups,
+    )
+
+
+def _number_blocks(network: nn.Module) -> list[int]:
+    """Tell every residual block its place in `BlockInputs`; return the widths of their embeddings, in that order."""
+    blocks = [module for module in network.modules() if isinstance(module, ResBlock)]
+    for number, block in enumerate(blocks):
+        block.number = number
+    return [block.embedding_width for block in blocks]
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"network.{name} is '{value}'; expected one of {', '.join(known)}")

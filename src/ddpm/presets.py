@@ -1,0 +1,144 @@
+"""The presets, as data: trees that override the defaults of `ddpm.config`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ddpm.errors import ConfigError, nearest
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # 1,437 scans of 8x8: the smallest network that a person would call a success, in under three minutes on two cores.
+    "digits": {
+        "schedule": {"name": "cosine"},
+        "objective": {"parameterization": "v"},
+        "network": {
+            "base_channels": 32,
+            "channel_multipliers": [1, 2],
+            "blocks_per_level": 1,
+            "attention_levels": [1],
+        },
+        "training": {
+            "steps": 1500,
+            "batch_size": 64,
+            "learning_rate": 2e-3,
+            "warmup_steps": 100,
+            "decay": "cosine",
+            "ema_decay": 0.999,
+            "checkpoint_every": 250,
+            "preview_every": 250,
+            "evaluate_every": 100,
+            "log_every": 10,
+        },
+    },
+    "mnist": {
+        "schedule": {"name": "cosine"},
+        "objective": {"parameterization": "v"},
+        "network": {
+            "base_channels": 32,
+            "channel_multipliers": [1, 2, 2],
+            "blocks_per_level": 1,
+            "attention_levels": [2],
+        },
+        "training": {
+            "steps": 10_000,
+            "batch_size": 128,
+            "learning_rate": 1e-3,
+            "warmup_steps": 200,
+            "decay": "cosine",
+            "ema_decay": 0.999,
+            "checkpoint_every": 250,
+            "preview_every": 250,
+            "evaluate_every": 250,
+        },
+    },
+    # Ho et al. 2020, Sec. 4 and App. B: the paper's own recipe.
+    "cifar10-paper": {
+        "data": {"flip": True},
+        "schedule": {"name": "linear"},
+        "objective": {"parameterization": "eps"},
+        "network": {
+            "base_channels": 128,
+            "channel_multipliers": [1, 2, 2, 2],
+            "blocks_per_level": 2,
+            "attention_levels": [1],
+            "dropout": 0.1,
+        },
+        "training": {
+            "steps": 800_000,
+            "batch_size": 128,
+            "learning_rate": 2e-4,
+            "warmup_steps": 5000,
+            "ema_decay": 0.9999,
+            "checkpoint_every": 5000,
+            "preview_every": 5000,
+            "evaluate_every": 5000,
+            "stop": "budget",
+        },
+        "sampling": {"sampler": "ddpm", "steps": 1000, "variance": "fixed_large"},
+    },
+}
+"""Every preset with a fixed recipe; `auto` is made from the data by `auto_preset`."""
+
+NAMES = (*PRESETS, "auto")
+
+_FOR_SOURCE = {"digits": "digits", "mnist": "mnist"}
+
+
+def default_preset(source: str) -> str:
+    """Return the preset of a source: its own where its name has one, else "auto"."""
+    name = source.rstrip("/").rsplit("/", 1)[-1]
+    return _FOR_SOURCE.get(name, "auto")
+
+
+def preset_tree(name: str, *, size: tuple[int, int], count: int) -> dict[str, Any]:
+    """Return the tree of a preset.
+
+    Args:
+        name: one of `NAMES`.
+        size: height and width of the pictures, which "auto" needs.
+        count: how many pictures there are to train on, which "auto" needs.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name == "auto":
+        return auto_preset(size, count)
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset '{name}'{nearest(name, NAMES)}; known are {', '.join(NAMES)}")
+    return PRESETS[name]
+
+
+def auto_preset(size: tuple[int, int], count: int) -> dict[str, Any]:
+    """Return a recipe for pictures of one's own, from their size and number.
+
+    Levels go down to about 8 pixels, with attention where the side is at most 16; few pictures get dropout and a
+    smaller network, because a larger one would learn them by heart.
+    """
+    side = max(size)
+    levels = max(2, math.ceil(math.log2(side / 8)) + 1)
+    few = count < 2000
+    return {
+        "schedule": {"name": "cosine"},
+        "objective": {"parameterization": "v"},
+        "network": {
+            "base_channels": 32 if few or side > 64 else 64,
+            "channel_multipliers": [min(2**level, 4) for level in range(levels)],
+            "blocks_per_level": 1 if few else 2,
+            "attention_levels": [level for level in range(levels) if side / 2**level <= 16] or [levels - 1],
+            "dropout": 0.1 if few else 0.0,
+            "head_channels": 32,
+        },
+        "training": {
+            "steps": max(2000, min(100_000, 40 * count)),
+            "batch_size": 32 if side >= 64 else 64,
+            "learning_rate": 5e-4,
+            "warmup_steps": 200,
+            "decay": "cosine",
+            "ema_decay": 0.999,
+            "checkpoint_every": 250,
+            "preview_every": 250,
+            "evaluate_every": 250,
+            "previews": 16 if side >= 64 else 36,
+        },
+    }

@@ -1,0 +1,150 @@
+"""Which pictures, times and noise each optimizer step sees: a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm.codec import Codec, Pictures
+from ddpm.diffusion.noise import NoiseSource, stream
+
+T = TypeVar("T")
+
+_BLOCK = 4096  # random numbers of consecutive pictures are drawn this many at a time: one stream each would cost more
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one optimizer step sees.
+
+    Attributes:
+        rows: int64 [B], the rows of the data set.
+        x_0: float32 [B, C, H, W].
+        t: int64 [B], uniform over the timesteps.
+        eps: float32 [B, C, H, W], standard normal.
+        dropout_keys: int64 [B], the key of each picture's dropout masks.
+    """
+
+    rows: NDArray[np.int64]
+    x_0: Tensor
+    t: Tensor
+    eps: Tensor
+    dropout_keys: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class BatchSource:
+    """Batches by number of the step.
+
+    Pictures are numbered over the whole run: step n sees the numbers n B to (n + 1) B - 1. Number i is row
+    ``permutation(epoch)[i mod N]`` with epoch = i div N, so every picture is seen once an epoch.
+
+    Attributes:
+        pictures: [N, H, W, C], the data set, in memory or memory-mapped.
+        rows: int64 [M], the rows to train on.
+        codec: pictures -> x_0.
+        batch_size: B.
+        num_timesteps: T.
+        seed: of the run.
+        flip: mirror half of the pictures.
+    """
+
+    pictures: Pictures
+    rows: NDArray[np.int64]
+    codec: Codec
+    batch_size: int
+    num_timesteps: int
+    seed: int
+    flip: bool = False
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of optimizer step `step`, counted from 0."""
+        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        rows = self.rows[self._order(numbers)]
+        pictures = self.pictures[rows]
+        if self.flip:
+            mirrored = self._draw("flip", numbers, 2) == 1
+            pictures[mirrored] = pictures[mirrored][:, :, ::-1]
+        x_0 = self.codec.encode(pictures)
+        return Batch(
+            rows=rows,
+            x_0=x_0,
+            t=torch.from_numpy(self._draw("t", numbers, self.num_timesteps)),
+            eps=NoiseSource(self.seed, [int(i) for i in numbers], x_0.shape[1:]).normal(0, "eps"),
+            dropout_keys=torch.from_numpy(self._draw("dropout", numbers, 2**31)),
+        )
+
+    def _order(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        count = len(self.rows)
+        epochs, places = np.divmod(numbers, count)
+        order = np.empty_like(numbers)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order[here] = _permutation(self.seed, int(epoch), count)[places[here]]
+        return order
+
+    def _draw(self, purpose: str, numbers: NDArray[np.int64], bound: int) -> NDArray[np.int64]:
+        blocks, places = np.divmod(numbers, _BLOCK)
+        drawn = np.empty_like(numbers)
+        for block in np.unique(blocks):
+            here = blocks == block
+            drawn[here] = _block(self.seed, purpose, int(block), bound)[places[here]]
+        return drawn
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return stream(seed, "order", draw=epoch).permutation(count)
+
+
+@lru_cache(maxsize=16)
+def _block(seed: int, purpose: str, block: int, bound: int) -> NDArray[np.int64]:
+    return stream(seed, purpose, draw=block).integers(0, bound, size=_BLOCK, dtype=np.int64)
+
+
+def prefetched(make: Callable[[int], T], start: int, stop: int, ahead: int = 2) -> Generator[T, None, None]:
+    """Yield ``make(start), ..., make(stop - 1)``, made by one thread up to `ahead` in advance.
+
+    An error in the thread is raised here, at the item that it concerns. Closing the iterator ends the thread.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=ahead)
+    closed = threading.Event()
+
+    def put(item: tuple[T | None, BaseException | None]) -> None:
+        while not closed.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        for number in range(start, stop):
+            if closed.is_set():
+                return
+            try:
+                put((make(number), None))
+            except BaseException as error:
+                put((None, error))
+                return
+
+    worker = threading.Thread(target=work, name="ddpm-prefetch", daemon=True)
+    worker.start()
+    try:
+        for _ in range(start, stop):
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]  # without an error there is an item
+    finally:
+        closed.set()
+        worker.join()

@@ -1,0 +1,109 @@
+"""The checkpoint of a run: all that going on needs, in one safetensors file, written atomically."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm.errors import RunError
+from ddpm.files import write_atomically
+from ddpm.training.loop import TrainState
+
+FORMAT = "ddpm-checkpoint"
+FORMAT_VERSION = 1
+CHECKPOINT_NAME = "checkpoint.safetensors"
+
+
+def save_checkpoint(path: Path, state: TrainState, notes: dict[str, Any]) -> None:
+    """Write weights, average, optimizer and counters, atomically.
+
+    Args:
+        path: where.
+        state: what to save.
+        notes: plain JSON values that resuming needs: configuration, engine, data fingerprint, history.
+    """
+    from safetensors.torch import save_file
+
+    counters = {
+        "step": state.step,
+        "skipped": state.skipped,
+        "skipped_in_a_row": state.skipped_in_a_row,
+        "micro_batch_size": state.micro_batch_size,
+    }
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "counters": json.dumps(counters),
+        "notes": json.dumps(notes),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors_of(state).items()}
+    write_atomically(path, lambda part: save_file(tensors, part, metadata))
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """Return the notes of a checkpoint without reading its tensors; errors as in `load_checkpoint`."""
+    notes: dict[str, Any] = json.loads(_read_metadata(path)["notes"])
+    return notes
+
+
+def load_checkpoint(path: Path, state: TrainState) -> None:
+    """Put a checkpoint's content into a freshly made state, in place.
+
+    Raises:
+        RunError: if the file is not a whole checkpoint, or of another network: a missing part is never made up.
+    """
+    from safetensors.torch import load_file
+
+    counters = json.loads(_read_metadata(path)["counters"])
+    saved = load_file(path)
+    _make_optimizer_slots(state)
+    wanted = _tensors_of(state)
+    missing, foreign = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
+    misshapen = [name for name in wanted.keys() & saved.keys() if wanted[name].shape != saved[name].shape]
+    if missing or foreign or misshapen:
+        first = sorted([*missing, *foreign, *misshapen])[0]
+        raise RunError(f"'{path}' is of another network (first difference: {first}); use another --out")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(saved[name])
+    state.step = counters["step"]
+    state.skipped = counters["skipped"]
+    state.skipped_in_a_row = counters["skipped_in_a_row"]
+    state.micro_batch_size = counters["micro_batch_size"]
+
+
+def _tensors_of(state: TrainState) -> dict[str, Tensor]:
+    tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.network.state_dict().items()}
+    for name, parameter in state.network.named_parameters():
+        for slot, value in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{slot}.{name}"] = value
+    return tensors
+
+
+def _make_optimizer_slots(state: TrainState) -> None:
+    """Let AdamW create its moments, which it otherwise does at its first step; the values are then overwritten."""
+    for parameter in state.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"the checkpoint '{path}' cannot be read ({error}); restore it, or use another --out") from error
+    if metadata.get("format") != FORMAT or metadata.get("format_version") != str(FORMAT_VERSION):
+        raise RunError(
+            f"'{path}' is of format '{metadata.get('format', 'none')}' version "
+            f"'{metadata.get('format_version', 'none')}', expected '{FORMAT}' {FORMAT_VERSION}; use another --out"
+        )
+    return metadata

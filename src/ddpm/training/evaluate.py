@@ -1,0 +1,64 @@
+"""The loss on fixed pictures with fixed noise and times: two values differ by the weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ddpm.codec import Codec
+from ddpm.data import Store
+from ddpm.diffusion.noise import NoiseSource, stream
+from ddpm.training.batches import Batch
+from ddpm.training.loop import Objective
+from ddpm.training.metrics import NOISE_RANGES, noise_range
+from ddpm.training.status import Evaluation
+
+_MOST = 256  # pictures of each split; times are spread evenly over them, so few give little variance
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """As many held-out as training pictures, each with its own fixed t and eps.
+
+    Attributes:
+        held_out: in parts of at most 64.
+        train: the same times and noise, on training pictures.
+    """
+
+    held_out: tuple[Batch, ...]
+    train: tuple[Batch, ...]
+
+    @staticmethod
+    def of(store: Store, codec: Codec, num_timesteps: int, seed: int) -> HeldOut:
+        """Choose the pictures by the seed; a small held-out split is repeated with other times and noise."""
+
+        def batches(rows: NDArray[np.int64], purpose: str) -> tuple[Batch, ...]:
+            order = stream(seed, purpose).permutation(len(rows))
+            chosen = np.sort(rows[np.resize(order, _MOST)])
+            t = torch.from_numpy(((np.arange(_MOST) + 0.5) * num_timesteps / _MOST).astype(np.int64))
+            t = t[torch.from_numpy(stream(seed, "evaluation t").permutation(_MOST))]
+            x_0 = codec.encode(store.pictures[chosen])
+            eps = NoiseSource(seed, range(_MOST), x_0.shape[1:]).normal(0, "evaluation eps")
+            unused = torch.zeros(_MOST, dtype=torch.int64)
+            parts = (slice(start, start + _AT_ONCE) for start in range(0, _MOST, _AT_ONCE))
+            return tuple(Batch(chosen[part], x_0[part], t[part], eps[part], unused[part]) for part in parts)
+
+        return HeldOut(batches(store.held_out, "evaluation held out"), batches(store.train, "evaluation train"))
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module, objective: Objective, step: int) -> Evaluation:
+        """Return the losses of a network, without dropout."""
+        held_out = self._losses(network, objective, self.held_out)
+        ranges = noise_range(torch.cat([batch.t for batch in self.held_out]).numpy(), len(objective.schedule))
+        by_noise = tuple(float(held_out[torch.from_numpy(ranges == k)].mean()) for k in range(NOISE_RANGES))
+        train = self._losses(network, objective, self.train)
+        return Evaluation(step, float(held_out.mean()), float(train.mean()), by_noise)
+
+    @staticmethod
+    def _losses(network: nn.Module, objective: Objective, batches: tuple[Batch, ...]) -> Tensor:
+        return torch.cat([objective.losses(network, batch, dropout=False).float().cpu() for batch in batches])

@@ -1,0 +1,123 @@
+"""A plan: everything about a run that is decided before its first step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm.codec import PixelCodec
+from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
+from ddpm.data import ProgressFactory, Store, open_store
+from ddpm.errors import ConfigError
+from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be trained on what, where.
+
+    Attributes:
+        config: the resolved tree.
+        preset: the preset it started from.
+        store: the data.
+        out: the run folder.
+    """
+
+    config: Config
+    preset: str
+    store: Store
+    out: Path
+
+    @property
+    def codec(self) -> PixelCodec:
+        """Pictures <-> x_0, from what the data are."""
+        return PixelCodec(self.store.levels, self.store.value_range, self.store.pictures.dtype.name)
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        height, width, channels = self.store.pictures.shape[1:]
+        return height, width, channels
+
+
+def make_plan(
+    data: str | Path,
+    overrides: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    out: str | Path | None = None,
+    cache_dir: Path | None = None,
+    progress: ProgressFactory | None = None,
+) -> Plan:
+    """Open the data, resolve the configuration, and choose the run folder; nothing is written but the data cache.
+
+    Args:
+        data: a path, an embedded name, or a Hub data set.
+        overrides: tree of configuration values that override the preset's.
+        preset: its name; none: the one of the data's name, else "auto".
+        out: the run folder; none: ``runs/NAME``.
+        cache_dir: of decoded pictures.
+        progress: shows the decoding.
+
+    Raises:
+        ConfigError: for an unknown preset, key or value.
+        DataError: if the data cannot be used.
+    """
+    name = preset or default_preset(str(data))
+    if name not in NAMES:
+        preset_tree(name, size=(1, 1), count=1)  # raises, naming the nearest
+    fixed = {} if name == "auto" else preset_tree(name, size=(1, 1), count=1)
+    early = from_tree(merge(fixed, overrides))  # whatever is wrong in it is said before any picture is read
+    store = open_store(data, early.data, cache_dir=cache_dir, progress=progress)
+    height, width = store.pictures.shape[1:3]
+    if min(height, width) < MIN_SIZE:
+        raise ConfigError(f"pictures are {height}x{width}; both sides must be at least {MIN_SIZE} pixels, see --size")
+    recipe = auto_preset((height, width), len(store.train)) if name == "auto" else fixed
+    config = from_tree(merge(merge(recipe, overrides), {"data": {"size": [height, width]}}))
+    return Plan(config, name, store, Path(out) if out is not None else default_out(data))
+
+
+def default_out(data: str | Path) -> Path:
+    """Return ``runs/NAME`` with the name of the data."""
+    stem = re.sub(r"(\.tar)?\.\w+$", "", Path(str(data)).absolute().name) if Path(str(data)).exists() else str(data)
+    return Path("runs") / (re.sub(r"[^\w.-]+", "-", stem.removeprefix("hf:")).strip("-.") or "data")
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return every leaf in which two configuration trees differ, as ``key: old -> new``."""
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += difference(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def may_change_on_resume(line: str) -> bool:
+    """Whether a difference (of `difference`) leaves the steps already made valid: a longer run, or other intervals."""
+    key = line.split(":", 1)[0]
+    return key in {
+        "training.steps",
+        "training.log_every",
+        "training.checkpoint_every",
+        "training.preview_every",
+        "training.evaluate_every",
+        "training.previews",
+        "training.milestones",
+        "training.disk_limit_gib",
+        "training.stop",
+        "training.tensorboard",
+        "training.micro_batch_size",
+        "data.on_bad_file",
+        "data.max_bad_share",
+    } or key.startswith("sampling.")
+
+
+def config_tree(plan: Plan) -> dict[str, Any]:
+    """Return the resolved configuration as plain JSON values."""
+    return to_tree(plan.config)

@@ -1,0 +1,207 @@
+"""The run folder: what is in it, how much it may take, and that nobody else writes to it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm.errors import RunError
+from ddpm.files import remove_parts, write_text
+from ddpm.model_file import MODEL_NAME
+from ddpm.training.checkpoint import CHECKPOINT_NAME
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Names of the files of a run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """All that resuming needs."""
+        return self.path / CHECKPOINT_NAME
+
+    @property
+    def model(self) -> Path:
+        """The model with averaged weights, as of the last checkpoint."""
+        return self.path / MODEL_NAME
+
+    @property
+    def best_model(self) -> Path:
+        """The model with the lowest held-out loss so far."""
+        return self.path / "best.safetensors"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration; ``--config`` reads it."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: losses, learning rate, speed, held-out losses, status."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def previews(self) -> Path:
+        """Grids sampled from the same noise at different steps."""
+        return self.path / "previews"
+
+    @property
+    def milestones(self) -> Path:
+        """Models kept on the way."""
+        return self.path / "milestones"
+
+    def milestone(self, step: int) -> Path:
+        """The model kept at a step."""
+        return self.milestones / f"{step:08d}.safetensors"
+
+    def preview(self, step: int) -> Path:
+        """The preview grid of a step."""
+        return self.previews / f"{step:08d}.png"
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Create the folder, and keep every other process from training in it.
+
+        Raises:
+            RunError: if it cannot be created or written, or another process trains there.
+        """
+        import filelock
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise RunError(
+                f"another process is training in '{self.path}'; wait for it, or use another --out"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"the run folder '{self.path}' cannot be written ({error.strerror}); use another --out"
+            ) from error
+        try:
+            for folder in (self.path, self.milestones, self.previews):
+                remove_parts(folder)
+            yield
+        finally:
+            lock.release()
+
+    def size(self) -> int:
+        """Return the bytes that the folder takes."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def make_room(self, limit_gib: float | None, coming: int) -> list[Path]:
+        """Remove milestones, oldest first, until `coming` more bytes stay within the limit; return what was removed."""
+        removed: list[Path] = []
+        if limit_gib is None:
+            return removed
+        kept = sorted(self.milestones.glob("*.safetensors"))
+        while kept and self.size() + coming > limit_gib * GIB:
+            removed.append(kept.pop(0))
+            removed[-1].unlink()
+        return removed
+
+
+def forecast_bytes(model_bytes: int, milestones: int) -> int:
+    """Return what a run takes at most: two checkpoints (weights, average, two moments; one being written), models."""
+    checkpoint = 4 * model_bytes
+    return 2 * checkpoint + (2 + max(0, milestones - 1)) * model_bytes
+
+
+def check_space(folder: RunFolder, model_bytes: int, milestones: int, limit_gib: float | None) -> int:
+    """Return the forecast in bytes.
+
+    Raises:
+        RunError: if not even checkpoint and models fit into the free space or the limit.
+    """
+    least, most = forecast_bytes(model_bytes, 0), forecast_bytes(model_bytes, milestones)
+    existing = folder.path
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free + (folder.size() if folder.path.exists() else 0)
+    if least > free:
+        raise RunError(
+            f"the run needs {least / GIB:.2f} GiB and '{existing}' has {free / GIB:.2f} GiB free; "
+            "free some, or use another --out"
+        )
+    if limit_gib is not None and least > limit_gib * GIB:
+        raise RunError(
+            f"training.disk_limit_gib is {limit_gib:g}, but checkpoint and models alone take {least / GIB:.2f} GiB; "
+            "raise it, or use a smaller network"
+        )
+    return most
+
+
+@contextmanager
+def explained_disk_errors(folder: Path, saved_step: int) -> Iterator[None]:
+    """Turn a full disk or a folder that has become unwritable into one sentence.
+
+    Raises:
+        RunError: naming the folder and the step that is safe.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise RunError(_unwritten(folder, reason, saved_step)) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # its I/O errors are not OSErrors
+            raise
+        reason = "the disk is full" if "No space" in str(error) else str(error)
+        raise RunError(_unwritten(folder, reason, saved_step)) from error
+
+
+def _unwritten(folder: Path, reason: str, saved_step: int) -> str:
+    return (
+        f"cannot write to '{folder}': {reason}. The checkpoint of step {saved_step} is safe; "
+        "mend this and run the same command again"
+    )
+
+
+class MetricsFile:
+    """Lines of JSON, appended as they come; on resume, those after the checkpoint are taken back."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        """Keep the lines up to `last_step`, and open the file for more."""
+        kept = [line for line in _lines(path) if _step_of(line) is not None and (_step_of(line) or 0) <= last_step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append one object."""
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make sure that the lines so far survive a power cut."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None  # the line that a kill cut in half

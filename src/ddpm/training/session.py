@@ -1,0 +1,251 @@
+"""A session: the parts of a run that is under way, and what it writes into its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddpm import __version__
+from ddpm.diffusion.noise import stream
+from ddpm.diffusion.schedules import make_schedule
+from ddpm.errors import RunError
+from ddpm.model import Model
+from ddpm.networks import build_unet
+from ddpm.training.batches import BatchSource
+from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
+from ddpm.training.ema import Ema
+from ddpm.training.engine import Engine, choose_engine
+from ddpm.training.evaluate import HeldOut
+from ddpm.training.events import Evaluated, Notice, Previewed, Saved
+from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
+from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
+from ddpm.training.preview import save_preview
+from ddpm.training.run_folder import MetricsFile, RunFolder, check_space
+from ddpm.training.status import Evaluation, assess
+
+
+@dataclass(eq=False)
+class Session:
+    """A run under way.
+
+    Attributes:
+        plan: what is trained on what, where.
+        folder: its files.
+        state: weights, average, optimizer, counters.
+        objective: what is minimised.
+        engine: where and in which precision.
+        held_out: the fixed pictures that evaluations use.
+        history: every evaluation so far.
+        seconds: spent training, over all sessions.
+        saved_step: the step of the checkpoint on the disk.
+        notices: what the user should know about how it was opened.
+    """
+
+    plan: Plan
+    folder: RunFolder
+    state: TrainState
+    objective: Objective
+    engine: Engine
+    held_out: HeldOut
+    history: list[Evaluation] = field(default_factory=list)
+    seconds: float = 0.0
+    saved_step: int = 0
+    notices: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def open(plan: Plan, folder: RunFolder) -> Session:
+        """Build a fresh run, or bring back the one in the folder.
+
+        Raises:
+            RunError: if the folder holds a run on other data, or with another configuration.
+        """
+        notes = read_notes(folder.checkpoint) if folder.checkpoint.exists() else None
+        notices = _compare(plan, notes) if notes else []
+        session = _build(plan, folder, Engine(**notes["engine"]) if notes else None)
+        if notes:
+            load_checkpoint(folder.checkpoint, session.state)
+            session.history = [_evaluation(tree) for tree in notes["history"]]
+            session.seconds = notes["seconds"]
+            session.saved_step = session.state.step
+            notices.append(f"resumed at step {session.state.step:,} of {plan.config.training.steps:,}")
+        session.notices = notices
+        return session
+
+    def model(self, *, averaged: bool = True) -> Model:
+        """Return the model as it stands, sharing its weights."""
+        config = self.plan.config
+        return Model(
+            network=self.state.ema.network if averaged else self.state.network,
+            network_config=config.network,
+            schedule=self.objective.schedule,
+            parameterization=config.objective.parameterization,
+            codec=self.plan.codec,
+            picture_shape=self.plan.picture_shape,
+            sampling=config.sampling,
+            provenance=self._provenance(averaged),
+        )
+
+    def batches(self) -> BatchSource:
+        """Return where the batches come from."""
+        plan = self.plan
+        return BatchSource(
+            pictures=plan.store.pictures,
+            rows=plan.store.train,
+            codec=plan.codec,
+            batch_size=plan.config.training.batch_size,
+            num_timesteps=len(self.objective.schedule),
+            seed=plan.config.seed,
+            flip=plan.config.data.flip,
+        )
+
+    def forecast_bytes(self) -> int:
+        """Return what the folder will take; refuse if there is no space for it."""
+        training = self.plan.config.training
+        return check_space(self.folder, self._model_bytes(), training.milestones, training.disk_limit_gib)
+
+    def evaluate(self, metrics: MetricsFile) -> Evaluated:
+        """Measure the held-out loss of the averaged weights; keep the model if it is the best so far."""
+        evaluation = self.held_out.evaluate(self.state.ema.network, self.objective, self.state.step)
+        self.history.append(evaluation)
+        status = assess(self.history)
+        metrics.write(
+            {
+                "step": evaluation.step,
+                "held_out": evaluation.held_out,
+                "train": evaluation.train,
+                "held_out_by_noise": list(evaluation.by_noise),
+                "status": status.verdict,
+            }
+        )
+        if evaluation.held_out <= min(past.held_out for past in self.history):
+            self.model().save(self.folder.best_model)
+        return Evaluated(evaluation, status)
+
+    def save(self, metrics: MetricsFile) -> Iterator[Notice | Saved]:
+        """Write checkpoint, model, and a milestone where one is due; the checkpoint first: the rest follows from it."""
+        training, step = self.plan.config.training, self.state.step
+        model = self.model()
+        metrics.sync()
+        removed = self.folder.make_room(training.disk_limit_gib, 5 * self._model_bytes())
+        if removed:
+            yield Notice(f"removed {len(removed)} milestone(s) to stay within {training.disk_limit_gib:g} GiB")
+        save_checkpoint(self.folder.checkpoint, self.state, self._notes())
+        self.saved_step = step
+        model.save(self.folder.model)
+        if _milestone_due(step, training.steps, training.milestones, training.checkpoint_every):
+            model.save(self.folder.milestone(step))
+        yield Saved(step, self.folder.path)
+
+    def preview(self) -> Previewed:
+        """Write a grid from the fixed noise; early in a run, raw weights stand beside the average."""
+        training, step = self.plan.config.training, self.state.step
+        early = step <= training.steps // 5
+        models = [self.model(averaged=False), self.model()] if early else [self.model()]
+        path = self.folder.preview(step)
+        save_preview(path, models, training.previews, self.plan.config.seed, self.engine)
+        return Previewed(path)
+
+    def explain_skip(self, report: StepReport) -> Notice:
+        """Name the pictures behind a loss that is not finite, in ``skipped.jsonl`` and in one sentence."""
+        bad = np.flatnonzero(~np.isfinite(report.losses))
+        names = [self.plan.store.names[int(row)] for row in report.batch.rows[bad]]
+        details = {
+            "step": report.step,
+            "loss": report.loss if math.isfinite(report.loss) else None,
+            "pictures": names,
+            "t": report.batch.t[torch.from_numpy(bad)].tolist(),
+            "x_0_range": [float(report.batch.x_0.min()), float(report.batch.x_0.max())],
+        }
+        with (self.folder.path / "skipped.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(details).replace("NaN", "null").replace("Infinity", "null") + "\n")
+        which = f"pictures: {', '.join(names[:3])}" if names else "every loss was finite, but the gradient was not"
+        return Notice(f"step {report.step} skipped, its loss or gradient is not finite ({which}); see skipped.jsonl")
+
+    def _model_bytes(self) -> int:
+        return 4 * self.model().num_parameters
+
+    def _provenance(self, averaged: bool) -> dict[str, Any]:
+        store, config = self.plan.store, self.plan.config
+        return {
+            "code_version": __version__,
+            "weights": "ema" if averaged else "raw",
+            "step": self.state.step,
+            "pictures_seen": self.state.step * config.training.batch_size,
+            "data": store.source,
+            "data_fingerprint": store.fingerprint,
+            "data_count": len(store.train),
+            "classes": list(store.classes),
+            "preset": self.plan.preset,
+            "config": config_tree(self.plan),
+            "engine": self.engine.as_tree(),
+        }
+
+    def _notes(self) -> dict[str, Any]:
+        return {
+            "config": config_tree(self.plan),
+            "data": self.plan.store.source,
+            "data_fingerprint": self.plan.store.fingerprint,
+            "engine": self.engine.as_tree(),
+            "history": [asdict(evaluation) for evaluation in self.history],
+            "seconds": self.seconds,
+        }
+
+
+def _build(plan: Plan, folder: RunFolder, engine: Engine | None) -> Session:
+    config, training = plan.config, plan.config.training
+    engine = engine or choose_engine(training.device, training.precision)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream(config.seed, "weights").integers(2**63)))
+        network = engine.place(build_unet(config.network, plan.picture_shape[2]))
+    schedule = make_schedule(
+        config.schedule.name, config.schedule.num_timesteps, zero_terminal_snr=config.schedule.zero_terminal_snr
+    )
+    state = TrainState(
+        network=network,
+        ema=Ema(network, training.ema_decay),
+        optimizer=make_optimizer(network, training),
+        micro_batch_size=training.micro_batch_size or training.batch_size,
+    )
+    return Session(
+        plan=plan,
+        folder=folder,
+        state=state,
+        objective=Objective(schedule, config.objective.parameterization, engine),
+        engine=engine,
+        held_out=HeldOut.of(plan.store, plan.codec, len(schedule), config.seed),
+    )
+
+
+def _compare(plan: Plan, notes: dict[str, Any]) -> list[str]:
+    """Refuse to go on with other data or another recipe; return what differs and does no harm."""
+    if notes["data_fingerprint"] != plan.store.fingerprint:
+        raise RunError(
+            f"'{plan.out}' was trained on other pictures ({notes['data']}): the data, or how they are read, have "
+            "changed. Use another --out to train on them as they are now"
+        )
+    changes = difference(notes["config"], config_tree(plan))
+    refused = [line for line in changes if not may_change_on_resume(line)]
+    if refused:
+        raise RunError(
+            f"'{plan.out}' holds a run with another configuration ({'; '.join(refused[:3])}); "
+            "use the same arguments to go on, or another --out to start anew"
+        )
+    return [f"changed on resume: {line}" for line in changes]
+
+
+def _evaluation(tree: dict[str, Any]) -> Evaluation:
+    return Evaluation(tree["step"], tree["held_out"], tree["train"], tuple(tree["by_noise"]))
+
+
+def _milestone_due(step: int, steps: int, milestones: int, every: int) -> bool:
+    """Whether a checkpoint is the first one at or after a multiple of steps / milestones (the end has its own file)."""
+    if milestones == 0 or step in (0, steps):
+        return False
+    spacing = steps / milestones
+    return math.floor(step / spacing) > math.floor((step - every) / spacing)
