@@ -23,7 +23,7 @@ from ddpm.errors import ModelFileError, SamplingError, nearest
 from ddpm.model_file import read_model_file, write_model_file
 from ddpm.networks import build_unet
 
-OnStep = Callable[[SampleStep], None]
+OnStep = Callable[[SampleStep], object]
 
 _VALUES_A_BATCH = 2**18
 """Pixel values sampled at once by default: 64 pictures of 3x32x32 and a bit; keeps activations under about 2 GiB."""

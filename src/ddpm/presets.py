@@ -17,6 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "channel_multipliers": [1, 2],
             "blocks_per_level": 1,
             "attention_levels": [1],
+            "num_groups": 8,
         },
         "training": {
             "steps": 1500,
@@ -39,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "channel_multipliers": [1, 2, 2],
             "blocks_per_level": 1,
             "attention_levels": [2],
+            "num_groups": 8,
         },
         "training": {
             "steps": 10_000,
@@ -128,6 +130,7 @@ def auto_preset(size: tuple[int, int], count: int) -> dict[str, Any]:
             "attention_levels": [level for level in range(levels) if side / 2**level <= 16] or [levels - 1],
             "dropout": 0.1 if few else 0.0,
             "head_channels": 32,
+            "num_groups": 8,
         },
         "training": {
             "steps": max(2000, min(100_000, 40 * count)),

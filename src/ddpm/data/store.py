@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -114,7 +115,9 @@ def _open(source: Source, config: DataConfig, root: Path, progress: ProgressFact
         return kept, True
     with _workspace(source, root) as (work, notice):
         target = root / key if notice is None and not source.in_memory else None
-        with cache.disk_errors(root):
+        with cache.disk_errors(root), warnings.catch_warnings():
+            # What Pillow warns of ends up in the report, or is none of the user's business.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             return build(source, config, target, work, progress, notice), False
 
 

@@ -68,4 +68,4 @@ class NoiseSource:
         noise = np.empty((len(self.pictures), math.prod(self.shape)), dtype=np.float32)
         for row, picture in zip(noise, self.pictures, strict=True):
             stream(self.seed, purpose, picture, draw).standard_normal(dtype=np.float32, out=row)
-        return torch.from_numpy(noise).reshape(-1, *self.shape).to(self.device, self.dtype)
+        return torch.from_numpy(noise).reshape(len(self.pictures), *self.shape).to(self.device, self.dtype)

@@ -70,7 +70,7 @@ class Session:
         session = _build(plan, folder, Engine(**notes["engine"]) if notes else None)
         if notes:
             load_checkpoint(folder.checkpoint, session.state)
-            session.history = [_evaluation(tree) for tree in notes["history"]]
+            session.history = [evaluation_of(tree) for tree in notes["history"]]
             session.seconds = notes["seconds"]
             session.saved_step = session.state.step
             notices.append(f"resumed at step {session.state.step:,} of {plan.config.training.steps:,}")
@@ -239,7 +239,8 @@ def _compare(plan: Plan, notes: dict[str, Any]) -> list[str]:
     return [f"changed on resume: {line}" for line in changes]
 
 
-def _evaluation(tree: dict[str, Any]) -> Evaluation:
+def evaluation_of(tree: dict[str, Any]) -> Evaluation:
+    """Return the evaluation that its plain values describe."""
     return Evaluation(tree["step"], tree["held_out"], tree["train"], tuple(tree["by_noise"]))
 
 

@@ -1,0 +1,92 @@
+"""Shows a run as it happens: progress bar, notices, and where things are."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+
+from ddpm.cli.show import in_bytes, say
+from ddpm.training.events import Evaluated, Event, Finished, Notice, Previewed, Saved, Started
+from ddpm.training.loop import StepReport
+from ddpm.training.plan import Plan
+from ddpm.training.run import run
+
+_SMOOTHING = 0.98
+
+
+def follow_run(plan: Plan) -> None:
+    """Run a plan and show it."""
+    for line in plan.store.report.lines():
+        say(line)
+    display = Display(plan)
+    try:
+        for event in run(plan):
+            display.show(event)
+    finally:
+        display.close()
+
+
+class Display:
+    """The progress bar of a run, and the lines above it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._bar: tqdm[object] | None = None
+        self._loss: float | None = None
+        self._verdict = ""
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, StepReport):
+            self._step(event)
+        elif isinstance(event, Started):
+            self._started(event)
+        elif isinstance(event, Notice):
+            say(event.text)
+        elif isinstance(event, Previewed):
+            say(f"preview: {event.path}")
+        elif isinstance(event, Evaluated):
+            self._evaluated(event)
+        elif isinstance(event, Finished):
+            self._finished(event)
+        elif isinstance(event, Saved) and event.step == 0:
+            say("the first checkpoint is written: the run folder works")
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _started(self, event: Started) -> None:
+        store, engine = self._plan.store, event.engine
+        height, width, channels = self._plan.picture_shape
+        say(f"run folder: {event.folder} (up to {in_bytes(event.forecast_bytes)})")
+        say(
+            f"preset {self._plan.preset}: {len(store.train):,} pictures of {height}x{width}x{channels} to train on, "
+            f"{len(store.held_out):,} held out; network of {event.num_parameters / 1e6:.2f} M parameters; "
+            f"{event.num_steps:,} steps on {engine.device} in {engine.precision}"
+        )
+        self._bar = tqdm(
+            total=event.num_steps, initial=event.step, desc="train", unit="step", dynamic_ncols=True, smoothing=0.05
+        )
+
+    def _step(self, report: StepReport) -> None:
+        assert self._bar is not None  # a run starts before it steps
+        if not report.skipped:
+            before = report.loss if self._loss is None else self._loss
+            self._loss = _SMOOTHING * before + (1 - _SMOOTHING) * report.loss
+        self._bar.set_postfix_str(f"loss {self._loss:.4f}" if self._loss is not None else "", refresh=False)
+        self._bar.update(report.step - self._bar.n)
+
+    def _evaluated(self, event: Evaluated) -> None:
+        if event.status.verdict != self._verdict:
+            say(
+                f"step {event.evaluation.step:,}: held-out loss {event.evaluation.held_out:.4f}, training loss "
+                f"{event.evaluation.train:.4f}; {event.status.sentence}"
+            )
+        self._verdict = event.status.verdict
+
+    def _finished(self, event: Finished) -> None:
+        self.close()
+        say(f"{'finished' if event.complete else 'stopped'} at step {event.step:,}: {event.reason}")
+        say(f"run folder: {self._plan.out}")
+        say(f"next: ddpm sample {self._plan.out}" if event.complete else "run the same command again to go on")

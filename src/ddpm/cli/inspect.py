@@ -1,0 +1,99 @@
+"""`ddpm inspect`: what data, a model or a run is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from ddpm.cli.train import parse_size
+from ddpm.config import from_tree, merge, parse_assignments
+
+if TYPE_CHECKING:
+    from ddpm.data import Inspection
+
+_GRID = 64
+
+
+def inspect(
+    what: Annotated[Positional[str], arg(metavar="DATA|MODEL|RUN", help="data as for `train`, a model file, or a run")],
+    /,
+    *,
+    size: Annotated[str | None, arg(metavar="S|HxW", help="of data: side in pixels, or height x width")] = None,
+    out: Annotated[Path | None, arg(metavar="FILE", help="of data: the grid; by default NAME-inspected.png")] = None,
+    set: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="of data: any data.* configuration value")
+    ] = (),
+) -> None:
+    """Say what data, a model or a run is; of data, draw a grid of exactly what the network will see.
+
+    Args:
+        what: a path or a name.
+        size: of the pictures.
+        out: the file of the grid.
+        set: configuration values.
+    """
+    path = Path(what)
+    if path.is_dir() and any((path / name).exists() for name in ("checkpoint.safetensors", "model.safetensors")):
+        _inspect_run(path)
+    elif path.is_file() and path.suffix.lower() in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl"):
+        _inspect_file(path)
+    else:
+        tree = parse_assignments(set)
+        _inspect_data(what, merge(tree, {"data": {"size": parse_size(size)}} if size else {}), out)
+
+
+def _inspect_data(data: str, tree: dict[str, object], out: Path | None) -> None:
+    from ddpm.cli.show import bar
+    from ddpm.data import inspect as inspect_store
+    from ddpm.data import open_store, render_grid, save_png
+    from ddpm.training.plan import default_out
+
+    config = from_tree(tree).data
+    store = open_store(data, config, progress=bar)
+    found: Inspection = inspect_store(store, config)
+    print("\n".join(found.lines()))
+    file = out or Path(f"{default_out(data).name}-inspected.png")
+    step = max(1, len(store) // _GRID)
+    grid = render_grid(store.pictures[::step][:_GRID], levels=store.levels, value_range=store.value_range)
+    save_png(grid, file)
+    print(f"grid: {file}")
+
+
+def _inspect_run(path: Path) -> None:
+    from ddpm.training.checkpoint import read_notes
+    from ddpm.training.run_folder import RunFolder
+    from ddpm.training.session import evaluation_of
+    from ddpm.training.status import assess
+
+    folder = RunFolder(path)
+    if folder.checkpoint.exists():
+        notes = read_notes(folder.checkpoint)
+        history = [evaluation_of(tree) for tree in notes["history"]]
+        print(f"{path}: a run on {notes['data']}, {notes['config']['training']['steps']:,} steps planned")
+        print(f"status: {assess(history).sentence}")
+        if history:
+            print(f"held-out loss: {history[-1].held_out:.4f} at step {history[-1].step:,}")
+        previews = sorted(folder.previews.glob("*.png"))
+        if previews:
+            print(f"latest preview: {previews[-1]}")
+    if folder.model.exists():
+        _inspect_file(folder.model)
+
+
+def _inspect_file(path: Path) -> None:
+    from ddpm.model import Model
+
+    model = Model.load(path)
+    provenance, advice = model.provenance, model.sampling
+    height, width, channels = model.picture_shape
+    print(f"{path}: a model, {model.num_parameters / 1e6:.2f} M parameters, {provenance.get('weights', '?')} weights")
+    print(f"pictures: {height}x{width}, {channels} channels, {model.codec.levels or 'continuous'} levels")
+    print(f"schedule: {len(model.schedule):,} timesteps; the network predicts {model.parameterization}")
+    print(
+        f"trained: {provenance.get('step', 0):,} steps, {provenance.get('pictures_seen', 0):,} pictures seen, on "
+        f"{provenance.get('data', '?')} ({provenance.get('data_count', 0):,} pictures)"
+    )
+    print(f"recommended: {advice.model_dump_json()}")
+    print(f"sample from it: ddpm sample {path}")

@@ -1,0 +1,41 @@
+"""How commands talk: progress bars, sizes, durations. What is for people goes to standard error, results to output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from ddpm.data.progress import Progress
+
+
+@contextmanager
+def bar(total: int | None, description: str) -> Iterator[Progress]:
+    """Show a progress bar with an ETA, for as long as there is something to wait for."""
+    with tqdm(total=total, desc=description, unit="", leave=False, delay=0.5, dynamic_ncols=True) as shown:
+        yield shown
+
+
+def say(text: str) -> None:
+    """Print a line for the user, above any progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def in_bytes(count: int) -> str:
+    """Return a number of bytes for people."""
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def in_seconds(seconds: float) -> str:
+    """Return a duration for people."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,104 @@
+"""`ddpm train`: from data to a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from ddpm.config import merge, parse_assignments, read_file, to_tree
+from ddpm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ddpm.training.plan import Plan
+
+
+def train(
+    data: Annotated[
+        Positional[str],
+        arg(
+            help="a folder, archive, table or array file; an embedded name (digits); or a Hub data set (hf:OWNER/NAME)"
+        ),
+    ],
+    /,
+    *,
+    preset: Annotated[str | None, arg(help="digits, mnist, cifar10-paper or auto; by default chosen by DATA")] = None,
+    size: Annotated[str | None, arg(metavar="S|HxW", help="side in pixels, or height x width")] = None,
+    steps: Annotated[int | None, arg(help="optimizer steps in all")] = None,
+    batch_size: Annotated[int | None, arg(help="pictures an optimizer step")] = None,
+    seed: Annotated[int | None, arg(help="of every random number")] = None,
+    out: Annotated[
+        Path | None, arg(metavar="RUN", help="the run folder; by default runs/NAME. An existing one is resumed")
+    ] = None,
+    config: Annotated[Path | None, arg(help="a .json or .toml file of configuration values, over the preset's")] = None,
+    set: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="any configuration value; may be repeated")
+    ] = (),
+    dry_run: Annotated[bool, arg(help="print the resolved configuration, and train nothing")] = False,
+) -> None:
+    """Train a model on pictures, or go on with a run: the same command resumes.
+
+    Writes a run folder with the model, a checkpoint, preview grids and metrics. Ctrl-C saves and stops.
+
+    Args:
+        data: what to train on.
+        preset: the recipe.
+        size: of the pictures.
+        steps: the budget.
+        batch_size: of an optimizer step.
+        seed: of the run.
+        out: the run folder.
+        config: a file of values.
+        set: single values.
+        dry_run: only show.
+    """
+    tree = read_file(config) if config is not None else {}
+    tree = merge(tree, _flags(size=size, steps=steps, batch_size=batch_size, seed=seed))
+    tree = merge(tree, parse_assignments(set))
+
+    from ddpm.cli.show import bar
+    from ddpm.training.plan import make_plan
+
+    plan = make_plan(data, tree, preset=preset, out=out, progress=bar)
+    if dry_run:
+        print(json.dumps({"preset": plan.preset, "out": str(plan.out), **to_tree(plan.config)}, indent=2))
+        return
+    follow(plan)
+
+
+def follow(plan: Plan) -> None:
+    """Run a plan, with a progress bar, notices, and the run folder in the first and last line."""
+    from ddpm.cli.follow import follow_run
+
+    follow_run(plan)
+
+
+def _flags(*, size: str | None, steps: int | None, batch_size: int | None, seed: int | None) -> dict[str, Any]:
+    """Return the tree of the flags that were given."""
+    tree: dict[str, Any] = {}
+    if size is not None:
+        tree["data"] = {"size": parse_size(size)}
+    training = {"steps": steps, "batch_size": batch_size}
+    given = {key: value for key, value in training.items() if value is not None}
+    if given:
+        tree["training"] = given
+    if seed is not None:
+        tree["seed"] = seed
+    return tree
+
+
+def parse_size(text: str) -> list[int]:
+    """Return [height, width] of "64" or "48x64".
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise ConfigError(f"size '{text}'; expected a side in pixels, such as 64, or height x width, such as 48x64")
+    return sides * 2 if len(sides) == 1 else sides

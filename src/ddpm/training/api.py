@@ -1,0 +1,79 @@
+"""`ddpm.train`: the command's work as one Python call."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm.config import merge
+from ddpm.model import Model
+from ddpm.training.events import Event
+from ddpm.training.plan import make_plan
+from ddpm.training.run import run
+from ddpm.training.run_folder import RunFolder
+
+
+def train(
+    data: str | Path,
+    *,
+    preset: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Model:
+    """Train on pictures, or go on with the run in `out`, and return the model with averaged weights.
+
+    Args:
+        data: a folder, archive, table or array file; an embedded name; or a Hub data set.
+        preset: "digits", "mnist", "cifar10-paper" or "auto"; none: chosen by the data.
+        size: side, or (height, width), in pixels; none: decided from the data.
+        steps: optimizer steps in all; none: the preset's.
+        batch_size: pictures an optimizer step; none: the preset's.
+        seed: of every random number.
+        out: the run folder; none: ``runs/NAME``.
+        overrides: a tree of any other configuration values, for example ``{"network": {"dropout": 0.1}}``.
+
+    Raises:
+        ConfigError: for a value that is not valid.
+        DataError: if the data cannot be used.
+        RunError: if the folder holds another run, or cannot be written.
+        TrainingError: if training cannot go on; what was reached is saved.
+    """
+    events = train_events(
+        data, preset=preset, size=size, steps=steps, batch_size=batch_size, seed=seed, out=out, overrides=overrides
+    )
+    deque(events[1], maxlen=0)
+    return Model.load(events[0].model)
+
+
+def train_events(
+    data: str | Path,
+    *,
+    preset: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[RunFolder, Iterator[Event]]:
+    """Return the run folder and the events of a run that makes one step whenever it is asked for one; see `train`."""
+    sides = [size, size] if isinstance(size, int) else size
+    named = {
+        "data": {"size": None if sides is None else list(sides)},
+        "training": {"steps": steps, "batch_size": batch_size},
+        "seed": seed,
+    }
+    plan = make_plan(data, merge(_given(named), overrides or {}), preset=preset, out=out)
+    return RunFolder(plan.out), run(plan)
+
+
+def _given(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree without the values that nobody gave."""
+    pruned = {key: _given(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    return {key: value for key, value in pruned.items() if value is not None}
