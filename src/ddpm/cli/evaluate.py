@@ -16,11 +16,15 @@ def evaluate(
     model: Annotated[Positional[Path], arg(metavar="MODEL|RUN", help="a model file, or the run folder that holds one")],
     /,
     *,
-    data: Annotated[str | None, arg(help="the data to compare with; by default what the model was trained on")] = None,
-    number: Annotated[int, arg(aliases=["-n"], help="how many samples")] = 1000,
-    sampler: Annotated[str | None, arg(help="ddim or ddpm; by default what the model recommends")] = None,
-    steps: Annotated[int | None, arg(help="sampling steps; by default what the model recommends")] = None,
-    seed: Annotated[int, arg(help="decides the samples")] = 0,
+    data: Annotated[
+        str | None, arg(metavar="DATA", help="the data to compare with; by default what the model was trained on")
+    ] = None,
+    number: Annotated[int, arg(aliases=["-n"], metavar="N", help="how many samples")] = 1000,
+    sampler: Annotated[
+        str | None, arg(metavar="NAME", help="ddim or ddpm; by default what the model recommends")
+    ] = None,
+    steps: Annotated[int | None, arg(metavar="N", help="sampling steps; by default what the model recommends")] = None,
+    seed: Annotated[int, arg(metavar="S", help="decides the samples")] = 0,
     json_file: Annotated[Path | None, arg(name="json", metavar="FILE", help="write the scores there too")] = None,
 ) -> None:
     """Score samples of a model against held-out pictures, by raw pixels: for small pictures such as digits.

@@ -16,13 +16,17 @@ def sample(
     model: Annotated[Positional[Path], arg(metavar="MODEL|RUN", help="a model file, or the run folder that holds one")],
     /,
     *,
-    number: Annotated[int, arg(aliases=["-n"], help="how many pictures")] = 64,
-    sampler: Annotated[str | None, arg(help="ddim or ddpm; by default what the model recommends")] = None,
-    steps: Annotated[int | None, arg(help="sampling steps; by default what the model recommends")] = None,
-    seed: Annotated[int, arg(help="decides the pictures: picture i is the same in any number and batch")] = 0,
-    batch_size: Annotated[int | None, arg(help="pictures at once; by default what fits")] = None,
+    number: Annotated[int, arg(aliases=["-n"], metavar="N", help="how many pictures")] = 64,
+    sampler: Annotated[
+        str | None, arg(metavar="NAME", help="ddim or ddpm; by default what the model recommends")
+    ] = None,
+    steps: Annotated[int | None, arg(metavar="N", help="sampling steps; by default what the model recommends")] = None,
+    seed: Annotated[
+        int, arg(metavar="S", help="decides the pictures: picture i is the same in any number and batch")
+    ] = 0,
+    batch_size: Annotated[int | None, arg(metavar="B", help="pictures at once; by default what fits")] = None,
     out: Annotated[Path | None, arg(metavar="DIR", help="by default samples/ beside the model")] = None,
-    device: Annotated[str, arg(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
+    device: Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")] = "auto",
 ) -> None:
     """Sample pictures: one PNG each (00000.png ...), and all of them in grid.png.
 

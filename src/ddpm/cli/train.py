@@ -19,20 +19,25 @@ def train(
     data: Annotated[
         Positional[str],
         arg(
-            help="a folder, archive, table or array file; an embedded name (digits); or a Hub data set (hf:OWNER/NAME)"
+            metavar="DATA",
+            help="a folder, archive, table or array file; an embedded name (digits); or a Hub data set (hf:OWNER/NAME)",
         ),
     ],
     /,
     *,
-    preset: Annotated[str | None, arg(help="digits, mnist, cifar10-paper or auto; by default chosen by DATA")] = None,
+    preset: Annotated[
+        str | None, arg(metavar="P", help="digits, mnist, cifar10-paper or auto; by default chosen by DATA")
+    ] = None,
     size: Annotated[str | None, arg(metavar="S|HxW", help="side in pixels, or height x width")] = None,
-    steps: Annotated[int | None, arg(help="optimizer steps in all")] = None,
-    batch_size: Annotated[int | None, arg(help="pictures an optimizer step")] = None,
-    seed: Annotated[int | None, arg(help="of every random number")] = None,
+    steps: Annotated[int | None, arg(metavar="N", help="optimizer steps in all")] = None,
+    batch_size: Annotated[int | None, arg(metavar="B", help="pictures an optimizer step")] = None,
+    seed: Annotated[int | None, arg(metavar="S", help="of every random number")] = None,
     out: Annotated[
         Path | None, arg(metavar="RUN", help="the run folder; by default runs/NAME. An existing one is resumed")
     ] = None,
-    config: Annotated[Path | None, arg(help="a .json or .toml file of configuration values, over the preset's")] = None,
+    config: Annotated[
+        Path | None, arg(metavar="FILE", help="a .json or .toml file of configuration values, over the preset's")
+    ] = None,
     set: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="any configuration value; may be repeated")
     ] = (),
