@@ -43,8 +43,11 @@ class ScheduleConfig(Section):
 
 
 class NetworkConfig(Section):
-    """The U-Net: widths, depths, attention."""
+    """The network: a U-Net for pictures, with widths, depths and attention; or an MLP for points."""
 
+    kind: Literal["unet", "mlp"] = Field(
+        "unet", description="mlp takes from this section only base_channels, its width, and blocks_per_level, its depth"
+    )
     base_channels: int = Field(128, ge=4, description="channels at the first level")
     channel_multipliers: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1, max_length=8)
     blocks_per_level: int = Field(2, ge=1, le=8, description="ResNet blocks a level on the way down")
@@ -118,7 +121,7 @@ class TrainingConfig(Section):
     preview_every: int = Field(1000, ge=1, description="steps between preview grids")
     evaluate_every: int = Field(500, ge=1, description="steps between held-out losses")
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    previews: int = Field(36, ge=1, le=400, description="pictures in a preview grid")
+    previews: int = Field(36, ge=1, le=10_000, description="pictures in a preview grid")
     milestones: int = Field(
         4, ge=0, description="models kept on the way, equally spaced; 0: only the last and the best"
     )

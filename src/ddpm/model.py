@@ -21,7 +21,7 @@ from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import ModelFileError, SamplingError, nearest
 from ddpm.model_file import read_model_file, write_model_file
-from ddpm.networks import build_unet
+from ddpm.networks import build_network
 
 OnStep = Callable[[SampleStep], object]
 
@@ -196,7 +196,7 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Mode
         raise ValueError(f"pictures of dtype {codec['dtype']!r}")
     weights = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
     with torch.device("meta"):  # so that a wrong description is refused before it takes any memory
-        network = build_unet(network_config, channels)
+        network = build_network(network_config, (height, width, channels))
     network.load_state_dict(weights, strict=True, assign=True)
     network.eval().requires_grad_(False)
     return Model(

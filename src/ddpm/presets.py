@@ -82,6 +82,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Every preset with a fixed recipe; `auto` is made from the data by `auto_preset`."""
 
+_POINTS: dict[str, Any] = {
+    "schedule": {"name": "cosine"},
+    "objective": {"parameterization": "v"},
+    "network": {"kind": "mlp", "base_channels": 128, "blocks_per_level": 4},
+    "training": {
+        "steps": 4000,
+        "batch_size": 512,
+        "learning_rate": 2e-3,
+        "warmup_steps": 100,
+        "decay": "cosine",
+        "ema_decay": 0.999,
+        "checkpoint_every": 1000,
+        "preview_every": 1000,
+        "evaluate_every": 200,
+        "previews": 2000,
+    },
+}
+
 NAMES = (*PRESETS, "auto")
 
 _FOR_SOURCE = {"digits": "digits", "mnist": "mnist"}
@@ -112,12 +130,14 @@ def preset_tree(name: str, *, size: tuple[int, int], count: int) -> dict[str, An
 
 
 def auto_preset(size: tuple[int, int], count: int) -> dict[str, Any]:
-    """Return a recipe for pictures of one's own, from their size and number.
+    """Return a recipe for pictures of one's own, from their size and number; size 1x1 stands for points.
 
     Levels go down to about 8 pixels, with attention where the side is at most 16; few pictures get dropout and a
     smaller network, because a larger one would learn them by heart.
     """
     side = max(size)
+    if side == 1:
+        return _POINTS
     levels = max(2, math.ceil(math.log2(side / 8)) + 1)
     few = count < 2000
     return {

@@ -41,7 +41,7 @@ def one(value: float = 1.0) -> Tensor:
 
 
 def unit_rows(num_steps: int) -> tuple[Tensor, ScriptedNoise]:
-    """x_T = 1 in row 0 and the unit noise of step k in row k + 1: the variance of any x_s is then its sum of squares."""
+    """x_T = 1 in row 0, the unit noise of step k in row k + 1: the variance of any x_s is then its sum of squares."""
     unit = torch.zeros(num_steps + 1, num_steps + 1, 1, dtype=torch.float64)
     unit[range(num_steps + 1), range(num_steps + 1)] = 1
     return unit[0], ScriptedNoise(lambda draw: unit[draw + 1])
@@ -114,7 +114,7 @@ def test_e5_x_t_is_weighted_by_root_alpha() -> None:
     kept = (1 - abar[:-1]) / (1 - abar[1:])  # kept[t - 1] belongs to t
     assert math.sqrt(abar[1000]) * kept[999] == pytest.approx(0.00635, abs=5e-6)
     assert float(posterior(1000).x_t_weight) == pytest.approx(0.98995, abs=5e-6)
-    # Nor does S3's own algebra, x_0 put into its mu~, give its 1 / sqrt(abar); with the right weight it is 1 / sqrt(alpha).
+    # Nor does S3's own algebra, x_0 put into its mu~, give its 1 / sqrt(abar); the right weight gives 1 / sqrt(alpha).
     t = 500
     x_0_part = math.sqrt(abar[t - 1]) * beta[t] / (1 - abar[t]) / math.sqrt(abar[t])
     assert x_0_part + math.sqrt(abar[t]) * kept[t - 1] == pytest.approx(0.2910, abs=5e-5)
@@ -134,7 +134,7 @@ def test_e6_the_weight_of_eps_has_alpha() -> None:
 
 @pytest.fixture(scope="module")
 def bound() -> Bound:
-    """The bound of gray pixels, uniform over 65 levels, with the exact denoiser: four draws each, T = 100 cosine steps."""
+    """The bound of pixels uniform over 65 levels, with the exact denoiser: four draws each, T = 100, cosine."""
     schedule = make_schedule("cosine", 100)
     levels = torch.linspace(-1, 1, 65, dtype=torch.float64).unsqueeze(1)
     noise = NoiseSource(0, range(4 * 65), (1,), dtype=torch.float64)
@@ -153,7 +153,7 @@ def test_e7_the_decoder_is_added_once(bound: Bound) -> None:
 
 
 def test_e8_e12_the_bound_lies_above_the_code_length(bound: Bound) -> None:
-    """S2 and S4 flip the sign: E[-log p(x_0)] <= L, which is minimised. No code of 65 equal levels costs below log 65."""
+    """S2, S4 flip the sign: E[-log p(x_0)] <= L, which is minimised. No code of 65 equal levels costs below log 65."""
     mean = float(bound.total.mean())
     assert math.log(65) <= mean < math.log(65) + 1
     assert -mean < math.log(65)  # what the flipped sign would call the cost
@@ -230,8 +230,8 @@ def test_e20_alpha_bar_stops_at_t() -> None:
 
 def test_e21_the_weights_of_signal_and_noise_are_roots() -> None:
     """S0: x_1 = (1 - v) x_0 + v eps. Its variance settles at v / (2 - v), and noise never takes over."""
-    assert 0.02 / (2 - 0.02) == pytest.approx(0.0101, abs=5e-5)
-    naive, ours = 1.0, 1.0
+    v, naive, ours = 0.02, 1.0, 1.0
+    assert v / (2 - v) == pytest.approx(0.0101, abs=5e-5)
     for t in range(1, T + 1):
         naive = (1 - beta[t]) ** 2 * naive + beta[t] ** 2
         signal, noise = (float(process.q_step(one(x), t - 2, t - 1, one(eps), SCHEDULE)) for x, eps in ((1, 0), (0, 1)))

@@ -179,7 +179,7 @@ def test_float32_terms_agree_with_float64(schedule_name: str) -> None:
 
 
 def test_the_prior_keeps_its_digits_in_float32() -> None:
-    """For x_0 = 0, L_T = -(abar + log(1 - abar)) / 2 = abar^2 / 4 + ..: 4e-10 nats a dimension on the linear schedule."""
+    """For x_0 = 0, L_T = -(abar + log(1 - abar)) / 2 = abar^2 / 4 + ..: 4e-10 nats a dimension, linear."""
     schedule = make_schedule("linear")
     bar = float(schedule.alphas_cumprod[-1])
     expected = bar**2 / 4 + bar**3 / 6
@@ -292,7 +292,7 @@ def test_the_decoder_can_be_trained_through(dtype: torch.dtype) -> None:
 
 def test_less_than_two_levels_are_refused() -> None:
     x = torch.zeros(1, 1)
-    with pytest.raises(ConfigError, match="levels is 1; .* at least 2"):
+    with pytest.raises(ConfigError, match=r"levels is 1; .* at least 2"):
         discretised_gaussian_log_likelihood(x, x, x, 1)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 if TYPE_CHECKING:
+    from ddpm.codec import Pictures
     from ddpm.model import Model
 
 
@@ -77,8 +78,20 @@ def write_samples(model: Model, folder: Path, *, number: int, seed: int, batch_s
     with bar(batches * advice.steps, f"{advice.sampler}, {advice.steps} steps") as shown:
         pictures = model.sample(number, seed=seed, batch_size=batch_size, on_step=lambda step: shown.update(1))
     recipe = {"seed": seed, **json.loads(advice.model_dump_json())}
+    save_png(render_grid(pictures, levels=codec.levels, value_range=codec.value_range), folder / "grid.png")
+    if model.picture_shape[:2] == (1, 1):
+        write_points(pictures, folder / "points.csv")
+        return len(pictures)
     for index, picture in enumerate(pictures):
         image = to_image(picture, levels=codec.levels, value_range=codec.value_range)
         save_png(image, folder / f"{index:05d}.png", {"ddpm": json.dumps({"picture": index, **recipe})})
-    save_png(render_grid(pictures, levels=codec.levels, value_range=codec.value_range), folder / "grid.png")
     return len(pictures)
+
+
+def write_points(points: Pictures, file: Path) -> None:
+    """Write points [n, 1, 1, C] as a table with a column a coordinate."""
+    from ddpm.files import write_text
+
+    rows = [",".join(f"{value:.6g}" for value in point.ravel()) for point in points]
+    header = ",".join(["x", "y", "z"][: points.shape[-1]])
+    write_text(file, "\n".join([header, *rows]) + "\n")

@@ -73,10 +73,11 @@ def make_plan(
     early = from_tree(merge(fixed, overrides))  # whatever is wrong in it is said before any picture is read
     store = open_store(data, early.data, cache_dir=cache_dir, progress=progress)
     height, width = store.pictures.shape[1:3]
-    if min(height, width) < MIN_SIZE:
-        raise ConfigError(f"pictures are {height}x{width}; both sides must be at least {MIN_SIZE} pixels, see --size")
     recipe = auto_preset((height, width), len(store.train)) if name == "auto" else fixed
-    config = from_tree(merge(merge(recipe, overrides), {"data": {"size": [height, width]}}))
+    resolved = {} if store.is_points else {"data": {"size": [height, width]}}
+    config = from_tree(merge(merge(recipe, overrides), resolved))
+    if config.network.kind == "unet" and min(height, width) < MIN_SIZE:
+        raise ConfigError(f"pictures are {height}x{width}; both sides must be at least {MIN_SIZE} pixels, see --size")
     return Plan(config, name, store, Path(out) if out is not None else default_out(data))
 
 

@@ -16,7 +16,7 @@ from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import make_schedule
 from ddpm.errors import RunError
 from ddpm.model import Model
-from ddpm.networks import build_unet
+from ddpm.networks import build_network
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ddpm.training.ema import Ema
@@ -202,7 +202,7 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine | None) -> Session:
     engine = engine or choose_engine(training.device, training.precision)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(config.seed, "weights").integers(2**63)))
-        network = engine.place(build_unet(config.network, plan.picture_shape[2]))
+        network = engine.place(build_network(config.network, plan.picture_shape))
     schedule = make_schedule(
         config.schedule.name, config.schedule.num_timesteps, zero_terminal_snr=config.schedule.zero_terminal_snr
     )
