@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ddpm.errors import DataError, RunError
+from ddpm.files import write_atomically
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SMALLEST_CELL = 32
@@ -97,8 +97,11 @@ def render_points(points: NDArray[Any], value_range: tuple[float, float]) -> Ima
     scale = (POINTS_SIDE - 1) / (high - low if high > low else 1.0)
     cells = np.clip(np.rint((points.astype(np.float64) - low) * scale), 0, POINTS_SIDE - 1).astype(np.int64)
     counts = np.bincount(cells[:, 1] * POINTS_SIDE + cells[:, 0], minlength=POINTS_SIDE**2)
-    ink = 1.0 - 0.4 ** counts.reshape(POINTS_SIDE, POINTS_SIDE)[::-1]
-    return Image.fromarray(np.rint(PAPER * (1.0 - ink)).astype(np.uint8))
+    padded = np.pad(counts.reshape(POINTS_SIDE, POINTS_SIDE)[::-1], 1)
+    dots = sum(  # each point is a dot of 3x3 pixels: a single one is lost on a screen
+        padded[down : down + POINTS_SIDE, right : right + POINTS_SIDE] for down in range(3) for right in range(3)
+    )
+    return Image.fromarray(np.rint(PAPER * 0.5 ** np.asarray(dots)).astype(np.uint8))
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -106,7 +109,7 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
 
     Args:
         image: what `to_image` or `render_grid` returned.
-        path: file to write or replace; its folder must exist.
+        path: file to write or replace.
         metadata: keys (1 to 79 Latin letters) and texts.
 
     Raises:
@@ -115,15 +118,7 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
     texts = PngInfo()
     for key, text in (metadata or {}).items():
         texts.add_text(key, text)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(unfinished, "wb") as file:
-            image.save(file, "PNG", pnginfo=texts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        write_atomically(path, lambda part: image.save(part, "PNG", pnginfo=texts))
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write the picture '{path}': {error.strerror or error}; check that the folder exists and has space"
-        ) from error
+        raise RunError(f"cannot write the picture '{path}': {error.strerror or error}; free some space") from error

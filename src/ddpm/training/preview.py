@@ -40,5 +40,4 @@ def save_preview(path: Path, models: Sequence[Model], count: int, seed: int, eng
     for grid in grids:
         sheet.paste(grid, (left, 0))
         left += grid.width + gap
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_png(sheet, path)
