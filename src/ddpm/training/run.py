@@ -121,7 +121,8 @@ def _use_threads_of(engine: Engine, stack: ExitStack) -> None:
 def _first_files(session: Session) -> MetricsFile:
     with explained_disk_errors(session.folder.path, session.saved_step):
         write_text(session.folder.config, json.dumps(config_tree(session.plan), indent=2) + "\n")
-        return MetricsFile(session.folder.metrics, session.state.step)
+        events = session.folder.events if session.plan.config.training.tensorboard else None
+        return MetricsFile(session.folder.metrics, session.state.step, events=events)
 
 
 def _started(session: Session) -> Started:

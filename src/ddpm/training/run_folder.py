@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.errors import RunError
+from ddpm.errors import ConfigError, RunError
 from ddpm.files import remove_parts, write_text
 from ddpm.model_file import MODEL_NAME
 from ddpm.training.checkpoint import CHECKPOINT_NAME
@@ -54,6 +54,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON object a line: losses, learning rate, speed, held-out losses, status."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """TensorBoard events, where they are asked for."""
+        return self.path / "tensorboard"
 
     @property
     def previews(self) -> Path:
@@ -176,8 +181,18 @@ def _unwritten(folder: Path, reason: str, saved_step: int) -> str:
 class MetricsFile:
     """Lines of JSON, appended as they come; on resume, those after the checkpoint are taken back."""
 
-    def __init__(self, path: Path, last_step: int) -> None:
-        """Keep the lines up to `last_step`, and open the file for more."""
+    def __init__(self, path: Path, last_step: int, *, events: Path | None = None) -> None:
+        """Keep the lines up to `last_step`, and open the file for more.
+
+        Args:
+            path: of the file.
+            last_step: the checkpoint's.
+            events: folder for TensorBoard events of the same values; none: no events.
+
+        Raises:
+            ConfigError: if events are wanted, but TensorBoard is not installed.
+        """
+        self._board = _open_board(events, last_step) if events is not None else None
         kept = [line for line in _lines(path) if _step_of(line) is not None and (_step_of(line) or 0) <= last_step]
         write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
@@ -186,14 +201,30 @@ class MetricsFile:
         """Append one object."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, values["step"])
 
     def sync(self) -> None:
         """Make sure that the lines so far survive a power cut."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: Path, last_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "training.tensorboard is true, but TensorBoard is not installed; run: pip install 'ddpm[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=last_step + 1)
 
 
 def _lines(path: Path) -> list[str]:
