@@ -52,7 +52,7 @@ def test_neither_global_generator_matters_nor_is_moved() -> None:
     first = normal()
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002
+    np.random.seed(1)
     assert torch.equal(normal(), first)
 
 

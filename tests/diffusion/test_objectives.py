@@ -99,7 +99,7 @@ def test_weights_at_the_ends_of_a_schedule() -> None:
     """Finite wherever the error says anything of x_0: eps says nothing at zero SNR, and the first step has no KL."""
     schedule = make_schedule("linear", zero_terminal_snr=True)
     end = torch.tensor([T - 1])
-    # beta = 1 and 1 - alpha-bar = 1 there, so x_0_weight^2 / (2 beta-tilde) = alpha-bar_{T-1} / (2 (1 - alpha-bar_{T-1})).
+    # beta = 1 and 1 - alpha-bar = 1 there: x_0_weight^2 / (2 beta-tilde) is half the SNR of the step before.
     before = float(schedule.alphas_cumprod[-2])
     for parameterization in ("x_0", "v"):
         weight = float(bound_weight(end, schedule, parameterization, "fixed_small"))

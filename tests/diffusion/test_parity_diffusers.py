@@ -1,6 +1,6 @@
 """The same numbers as diffusers' schedulers: tables, timesteps, single steps and whole chains.
 
-diffusers keeps its tables in float32, where 1 - alpha-bar at t = 0 is off by 1.7e-4 of itself (linear), 2e-3 (cosine).
+diffusers keeps its tables in float32, where 1 - alpha-bar at t = 0 is off by 1.7e-4 of itself (linear), 5e-4 (cosine).
 With those tables chains agree to 1e-4; with our float64 table put in their place, to 1e-9: the tables are all the
 difference there is. Where the two differ by convention, the test sets diffusers to ours and says which.
 """
@@ -132,7 +132,7 @@ def test_timesteps(spacing: Spacing, num_steps: int) -> None:
 
 
 def test_timesteps_that_differ_on_purpose() -> None:
-    """Their "leading" takes whole strides of T // n, ours of T / n; their "linspace" of one step is t = 0, ours T - 1."""
+    """Their "leading" strides by T // n, ours by T / n; their "linspace" of one step is t = 0, ours T - 1."""
     scheduler = DDPMScheduler(1000, timestep_spacing="leading")
     scheduler.set_timesteps(600)
     assert (int(scheduler.timesteps[0]), spaced_timesteps(600, 1000, "leading")[0]) == (599, 998)
@@ -154,7 +154,7 @@ def test_q_sample(tables: Tables, tolerance: float) -> None:
 @pytest.mark.parametrize("parameterization", THEIR_PREDICTION)
 @pytest.mark.parametrize("t", [999, 998, 500, 1, 0])
 def test_single_steps(t: int, parameterization: Parameterization, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every parameterization that both have, at both ends and between. eps at the end of a schedule divides by .006."""
+    """In every parameterization that both have, at both ends and between; eps at t = 999 is divided by .006."""
     options = {"prediction_type": THEIR_PREDICTION[parameterization]}
     times = [t] if t == 0 else [t, t - 1]
     for variance in ("fixed_small", "fixed_large"):
@@ -212,7 +212,7 @@ def test_ddim(eta: float, spacing: Spacing, num_steps: int, num_timesteps: int, 
 
 
 def test_ddim_with_clipping() -> None:
-    """Ours always takes eps from the clipped x_0, theirs only with use_clipped_model_output; without, the chains part."""
+    """Ours takes eps from the clipped x_0, theirs only with use_clipped_model_output; without, the chains part."""
     schedule, scheduler = both(
         DDIMScheduler, "linear", 1000, clip_sample=True, timestep_spacing="trailing", prediction_type="epsilon"
     )

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import get_args
 
 import numpy as np
@@ -496,7 +497,7 @@ def test_times_are_distinct_whole_and_in_range(spacing: Spacing, num_timesteps: 
     num_steps = data.draw(st.integers(1, num_timesteps))
     times = spaced_timesteps(num_steps, num_timesteps, spacing)
     assert len(times) == num_steps
-    assert all(t > s for t, s in zip(times, times[1:], strict=False))
+    assert all(t > s for t, s in pairwise(times))
     assert all(t == int(t) for t in times)
     assert 0 <= times[-1] <= times[0] <= num_timesteps - 1
 

@@ -1,6 +1,7 @@
 """Every named schedule against its definition, and the contract that all schedules keep."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def sigmoid(x: float) -> float:
 
 def betas_of(alpha_bar: list[float]) -> list[float]:
     """The betas of T + 1 alpha-bars, the first of which is clean data."""
-    return [min(1 - after / before, 0.999) for before, after in zip(alpha_bar, alpha_bar[1:], strict=False)]
+    return [min(1 - after / before, 0.999) for before, after in pairwise(alpha_bar)]
 
 
 def cosine_alpha_bar(u: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
-from ddpm.cli.show import in_bytes, say
+from ddpm.cli.show import in_bytes, interval, say
 from ddpm.training.events import Evaluated, Event, Finished, Notice, Previewed, Saved, Started
 from ddpm.training.loop import StepReport
 from ddpm.training.plan import Plan
@@ -66,7 +66,13 @@ class Display:
             f"{event.num_steps:,} steps on {engine.device} in {engine.precision}"
         )
         self._bar = tqdm(
-            total=event.num_steps, initial=event.step, desc="train", unit="step", dynamic_ncols=True, smoothing=0.05
+            total=event.num_steps,
+            initial=event.step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            mininterval=interval(),
         )
 
     def _step(self, report: StepReport) -> None:

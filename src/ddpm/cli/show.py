@@ -14,8 +14,15 @@ from ddpm.data.progress import Progress
 @contextmanager
 def bar(total: int | None, description: str) -> Iterator[Progress]:
     """Show a progress bar with an ETA, for as long as there is something to wait for."""
-    with tqdm(total=total, desc=description, unit="", leave=False, delay=0.5, dynamic_ncols=True) as shown:
+    with tqdm(
+        total=total, desc=description, unit="", leave=False, delay=0.5, dynamic_ncols=True, mininterval=interval()
+    ) as shown:
         yield shown
+
+
+def interval() -> float:
+    """Return the seconds between two redraws of a bar: a terminal overwrites the old one, a log file keeps all."""
+    return 0.1 if sys.stderr.isatty() else 30.0
 
 
 def say(text: str) -> None:

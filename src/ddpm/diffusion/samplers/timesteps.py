@@ -49,12 +49,11 @@ def spaced_timesteps(num_steps: int, num_timesteps: int, spacing: Spacing = "tra
 
 
 def _made_distinct(times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Push times apart, from the small end up, so that no two are equal; T - 1 bounds them from above."""
+    """Push squares apart, from the small end up, so that no two are equal; being convex, they stay below T."""
     rising = times[::-1].copy()
     for k in range(1, len(rising)):
         rising[k] = max(rising[k], rising[k - 1] + 1)
-    distinct: NDArray[np.float64] = np.minimum(rising, times[0] - np.arange(len(rising))[::-1])[::-1]
-    return distinct
+    return rising[::-1]
 
 
 def step_pairs(timesteps: Sequence[float] | None, schedule: NoiseSchedule) -> list[tuple[float, float]]:
