@@ -40,12 +40,12 @@ def evaluate(
         seed: of the noise.
         json_file: where to write the scores.
     """
-    from ddpm.cli.show import bar
     from ddpm.config import from_tree
     from ddpm.data import open_store
     from ddpm.evaluation import pixel_scores
     from ddpm.files import write_text
     from ddpm.model import Model
+    from ddpm.terminal import bar
 
     loaded = Model.load(model).with_sampling(sampler=sampler, steps=steps)
     provenance = loaded.provenance

@@ -45,9 +45,9 @@ def inspect(
 
 
 def _inspect_data(data: str, tree: dict[str, object], out: Path | None) -> None:
-    from ddpm.cli.show import bar
     from ddpm.data import inspect as inspect_store
     from ddpm.data import open_store, render_grid, save_png
+    from ddpm.terminal import bar
     from ddpm.training.plan import default_out
 
     config = from_tree(tree).data

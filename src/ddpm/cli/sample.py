@@ -41,9 +41,9 @@ def sample(
         out: the folder of the pictures.
         device: where to compute.
     """
-    from ddpm.cli.show import say
     from ddpm.model import Model
     from ddpm.model_file import locate
+    from ddpm.terminal import say
     from ddpm.training.engine import choose_engine
 
     file = locate(model)
@@ -64,9 +64,9 @@ def default_folder(file: Path, model: Model, seed: int) -> Path:
 
 def write_samples(model: Model, folder: Path, *, number: int, seed: int, batch_size: int | None) -> int:
     """Sample with a progress bar, and write the pictures and their grid; return how many."""
-    from ddpm.cli.show import bar
     from ddpm.data import render_grid, save_png, to_image
     from ddpm.errors import RunError
+    from ddpm.terminal import bar
 
     advice, codec = model.sampling, model.codec
     size = batch_size or model.default_batch_size()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm.config import merge, parse_assignments, read_file, to_tree
 from ddpm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ddpm.training.plan import Plan
 
 
 def train(
@@ -63,21 +60,15 @@ def train(
     tree = merge(tree, _flags(size=size, steps=steps, batch_size=batch_size, seed=seed))
     tree = merge(tree, parse_assignments(set))
 
-    from ddpm.cli.show import bar
+    from ddpm.terminal import bar
+    from ddpm.training.display import show_run
     from ddpm.training.plan import make_plan
 
     plan = make_plan(data, tree, preset=preset, out=out, progress=bar)
     if dry_run:
         print(json.dumps({"preset": plan.preset, "out": str(plan.out), **to_tree(plan.config)}, indent=2))
         return
-    follow(plan)
-
-
-def follow(plan: Plan) -> None:
-    """Run a plan, with a progress bar, notices, and the run folder in the first and last line."""
-    from ddpm.cli.follow import follow_run
-
-    follow_run(plan)
+    show_run(plan)
 
 
 def _flags(*, size: str | None, steps: int | None, batch_size: int | None, seed: int | None) -> dict[str, Any]:

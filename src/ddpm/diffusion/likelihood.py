@@ -60,10 +60,9 @@ def gaussian_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_vari
 
 def prior_term(x_0: Tensor, schedule: NoiseSchedule) -> Tensor:
     """Return L_T = KL(q(x_T | x_0) || N(0, I)), [B] nats. No parameter enters it."""
-    signal, noise = schedule.signal_and_noise(len(schedule) - 1)
+    signal, noise = (expand_like(c, x_0) for c in schedule.signal_and_noise(len(schedule) - 1))
     zero = torch.zeros_like(x_0)
-    log_variance = zero + expand_like(2 * noise.log(), x_0)  # the logarithm in float64: it is close to 0
-    return gaussian_kl(expand_like(signal, x_0) * x_0, log_variance, zero, zero).flatten(1).sum(1)
+    return gaussian_kl(signal * x_0, zero + 2 * noise.log(), zero, zero).flatten(1).sum(1)
 
 
 def transition_term(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddpm.config import merge
 from ddpm.model import Model
-from ddpm.training.events import Event
+from ddpm.terminal import bar
+from ddpm.training.display import show_run
 from ddpm.training.plan import make_plan
 from ddpm.training.run import run
 from ddpm.training.run_folder import RunFolder
@@ -25,6 +26,7 @@ def train(
     seed: int | None = None,
     out: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    quiet: bool = False,
 ) -> Model:
     """Train on pictures, or go on with the run in `out`, and return the model with averaged weights.
 
@@ -37,6 +39,7 @@ def train(
         seed: of every random number.
         out: the run folder; none: ``runs/NAME``.
         overrides: a tree of any other configuration values, for example ``{"network": {"dropout": 0.1}}``.
+        quiet: show no progress.
 
     Raises:
         ConfigError: for a value that is not valid.
@@ -44,33 +47,19 @@ def train(
         RunError: if the folder holds another run, or cannot be written.
         TrainingError: if training cannot go on; what was reached is saved.
     """
-    events = train_events(
-        data, preset=preset, size=size, steps=steps, batch_size=batch_size, seed=seed, out=out, overrides=overrides
-    )
-    deque(events[1], maxlen=0)
-    return Model.load(events[0].model)
-
-
-def train_events(
-    data: str | Path,
-    *,
-    preset: str | None = None,
-    size: int | tuple[int, int] | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    seed: int | None = None,
-    out: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> tuple[RunFolder, Iterator[Event]]:
-    """Return the run folder and the events of a run that makes one step whenever it is asked for one; see `train`."""
     sides = [size, size] if isinstance(size, int) else size
     named = {
         "data": {"size": None if sides is None else list(sides)},
         "training": {"steps": steps, "batch_size": batch_size},
         "seed": seed,
     }
-    plan = make_plan(data, merge(_given(named), overrides or {}), preset=preset, out=out)
-    return RunFolder(plan.out), run(plan)
+    tree = merge(_given(named), overrides or {})
+    plan = make_plan(data, tree, preset=preset, out=out, progress=None if quiet else bar)
+    if quiet:
+        deque(run(plan), maxlen=0)
+    else:
+        show_run(plan)
+    return Model.load(RunFolder(plan.out).model)
 
 
 def _given(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def _made_distinct(times: NDArray[np.float64]) -> NDArray[np.float64]:
     rising = times[::-1].copy()
     for k in range(1, len(rising)):
         rising[k] = max(rising[k], rising[k - 1] + 1)
-    return rising[::-1]
+    distinct: NDArray[np.float64] = rising[::-1]
+    return distinct
 
 
 def step_pairs(timesteps: Sequence[float] | None, schedule: NoiseSchedule) -> list[tuple[float, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
-from ddpm.cli.show import in_bytes, interval, say
+from ddpm.terminal import in_bytes, interval, say
 from ddpm.training.events import Evaluated, Event, Finished, Notice, Previewed, Saved, Started
 from ddpm.training.loop import StepReport
 from ddpm.training.plan import Plan
@@ -13,8 +13,8 @@ from ddpm.training.run import run
 _SMOOTHING = 0.98
 
 
-def follow_run(plan: Plan) -> None:
-    """Run a plan and show it."""
+def show_run(plan: Plan) -> None:
+    """Run a plan, with a progress bar, notices, and the run folder in the first and last line."""
     for line in plan.store.report.lines():
         say(line)
     display = Display(plan)

@@ -1,4 +1,4 @@
-"""How commands talk: progress bars, sizes, durations. What is for people goes to standard error, results to output."""
+"""Talking to people: progress bars and lines on standard error; results go to standard output."""
 
 from __future__ import annotations
 
@@ -38,11 +38,3 @@ def in_bytes(count: int) -> str:
             break
         size /= 1024
     return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
-
-
-def in_seconds(seconds: float) -> str:
-    """Return a duration for people."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
