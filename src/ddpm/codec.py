@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,11 +45,24 @@ class PixelCodec:
         levels: 17 for the digits, 256 for 8-bit pictures, 65,536 for 16-bit ones, none for floating point.
         value_range: the values that become -1 and 1.
         dtype: "uint8", "uint16" or "float32", that of the pictures.
+
+    Raises:
+        ValueError: if these contradict each other.
     """
 
     levels: int | None
     value_range: tuple[float, float]
     dtype: str
+
+    def __post_init__(self) -> None:
+        low, high = self.value_range
+        if self.dtype not in ("uint8", "uint16", "float32"):
+            raise ValueError(f"pictures of dtype {self.dtype!r}; expected uint8, uint16 or float32")
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"a range of values from {low} to {high}; expected two finite ones, the lower first")
+        whole = self.dtype != "float32"
+        if whole != (self.levels is not None) or (whole and not 0 <= low < high <= np.iinfo(self.dtype).max):
+            raise ValueError(f"{self.levels} levels from {low:g} to {high:g} do not go with pictures of {self.dtype}")
 
     @property
     def clip_range(self) -> tuple[float, float] | None:

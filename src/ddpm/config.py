@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -48,8 +48,10 @@ class NetworkConfig(Section):
     kind: Literal["unet", "mlp"] = Field(
         "unet", description="mlp takes from this section only base_channels, its width, and blocks_per_level, its depth"
     )
-    base_channels: int = Field(128, ge=4, description="channels at the first level")
-    channel_multipliers: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1, max_length=8)
+    base_channels: int = Field(128, ge=4, le=4096, description="channels at the first level")
+    channel_multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        (1, 2, 2, 2), min_length=1, max_length=8
+    )
     blocks_per_level: int = Field(2, ge=1, le=8, description="ResNet blocks a level on the way down")
     attention_levels: tuple[int, ...] = Field((1,), description="levels with attention; level k is at size / 2^k")
     head_channels: int | None = Field(None, ge=1, description="channels an attention head; none: a single head")
@@ -112,7 +114,7 @@ class TrainingConfig(Section):
     warmup_steps: int = Field(500, ge=0, description="steps over which the learning rate rises from 0")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")
     weight_decay: float = Field(0.0, ge=0.0)
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     ema_decay: float = Field(0.9999, ge=0.0, lt=1.0, description="decay of the averaged weights after their warm-up")
     precision: Precision = Field("auto", description="auto: what a short probe finds fastest and safe")
@@ -182,7 +184,7 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(explain(error)) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the configuration holds a value that JSON cannot express: {error}") from error
 
@@ -276,10 +278,10 @@ def _read_toml(text: str) -> Any:
     return tomllib.loads(text)
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, section: str = "") -> str:
     """Put the first fault into one sentence with its key, its value, and what was expected."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in ([section] if section else []) + [*first["loc"]])
     if first["type"] == "extra_forbidden":
         return f"unknown configuration key '{key}'{nearest(key, keys_of())}"
     message = first["msg"].removeprefix("Value error, ")

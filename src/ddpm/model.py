@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ddpm.codec import Pictures, PixelCodec
-from ddpm.config import NetworkConfig, ObjectiveConfig, SamplingConfig
+from ddpm.config import MIN_SIZE, NetworkConfig, ObjectiveConfig, SamplingConfig, explain
 from ddpm.diffusion.denoiser import Denoiser, Parameterization, clipped, network_denoiser
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
-from ddpm.errors import ModelFileError, SamplingError, nearest
+from ddpm.errors import ConfigError, ModelFileError, SamplingError, nearest
 from ddpm.model_file import read_model_file, write_model_file
 from ddpm.networks import build_network
 
@@ -27,6 +28,9 @@ OnStep = Callable[[SampleStep], object]
 
 _VALUES_A_BATCH = 2**18
 """Pixel values sampled at once by default: 64 pictures of 3x32x32 and a bit; keeps activations under about 2 GiB."""
+
+_MOST_VALUES = 2**28
+"""Most values of a picture that a model file may announce: 1 GiB of float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +91,8 @@ class Model:
             raise SamplingError(f"unknown sampler '{name}'{nearest(name, SAMPLERS)}; known are {', '.join(SAMPLERS)}")
         try:
             sampling = SamplingConfig.model_validate({**self.sampling.model_dump(), **wanted})
-        except ValueError as error:
-            raise SamplingError(f"sampling with {wanted}: {str(error).splitlines()[-2].strip()}") from error
+        except ValidationError as error:
+            raise SamplingError(explain(error, "sampling")) from error
         return replace(self, sampling=sampling)
 
     def sample_steps(self, pictures: Sequence[int], *, seed: int = 0) -> Iterator[SampleStep]:
@@ -130,20 +134,28 @@ class Model:
             on_step: called after each step of each batch, for a progress bar.
 
         Raises:
-            SamplingError: for a number, a sampler or steps that are not valid.
+            SamplingError: for a number, a seed, a sampler or steps that are not valid, or if the network returns
+                numbers that are not finite.
+        """
+        model = self.with_sampling(steps=steps, sampler=sampler)
+        batches = model.sampling_batches(n, seed=seed, batch_size=batch_size)
+        return np.concatenate([model._sample_batch(batch, seed, on_step) for batch in batches])
+
+    def sampling_batches(self, n: int, *, seed: int = 0, batch_size: int | None = None) -> list[range]:
+        """Return the numbers of the pictures in each batch that `sample` will make.
+
+        Raises:
+            SamplingError: for what `sample` refuses, before any work is done.
         """
         if n < 1:
             raise SamplingError(f"{n} pictures; expected at least 1")
+        if not 0 <= seed < 2**64:
+            raise SamplingError(f"seed {seed}; expected 0 to 2^64 - 1")
         if batch_size is not None and batch_size < 1:
             raise SamplingError(f"batch size {batch_size}; expected at least 1")
-        model = self.with_sampling(steps=steps, sampler=sampler)
-        size = batch_size or self.default_batch_size()
-        batches = [range(start, min(start + size, n)) for start in range(0, n, size)]
-        return np.concatenate([model._sample_batch(batch, seed, on_step) for batch in batches])
-
-    def default_batch_size(self) -> int:
-        """Return how many pictures are sampled at once if nobody says."""
-        return max(1, _VALUES_A_BATCH // math.prod(self.picture_shape))
+        spaced_timesteps(self.sampling.steps, len(self.schedule))
+        size = batch_size or max(1, _VALUES_A_BATCH // math.prod(self.picture_shape))
+        return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
     def _sample_batch(self, pictures: Sequence[int], seed: int, on_step: OnStep | None) -> Pictures:
         x_0: Tensor | None = None
@@ -152,6 +164,11 @@ class Model:
             if on_step is not None:
                 on_step(step)
         assert x_0 is not None  # every sampler makes at least one step
+        if not bool(x_0.isfinite().all()):
+            raise SamplingError(
+                f"the network returned numbers that are not finite for pictures {pictures[0]} to {pictures[-1]}; "
+                "its weights are damaged, or diverged while training"
+            )
         return self.codec.decode(x_0)
 
     def save(self, path: str | Path) -> None:
@@ -181,22 +198,24 @@ class Model:
         path = Path(path)
         description, tensors = read_model_file(path)
         try:
-            return _from_parts(description, tensors).to(device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            model = _from_parts(description, tensors)
+        except (ConfigError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelFileError(f"'{path}' describes no valid model: {type(error).__name__}: {reason}") from error
+        return model.to(device)
 
 
 def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     network_config = NetworkConfig.model_validate_json(json.dumps(description["network"]))
-    height, width, channels = (int(side) for side in description["picture_shape"])
+    shape = _checked_shape(description["picture_shape"], MIN_SIZE if network_config.kind == "unet" else 1)
     codec = description["codec"]
     low, high = codec["value_range"]
-    if codec["dtype"] not in ("uint8", "uint16", "float32"):
-        raise ValueError(f"pictures of dtype {codec['dtype']!r}")
     weights = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
+    for name, tensor in weights.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"weight '{name}' is {tensor.dtype}, expected torch.float32")
     with torch.device("meta"):  # so that a wrong description is refused before it takes any memory
-        network = build_network(network_config, (height, width, channels))
+        network = build_network(network_config, shape)
     network.load_state_dict(weights, strict=True, assign=True)
     network.eval().requires_grad_(False)
     return Model(
@@ -207,7 +226,23 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Mode
             {"parameterization": description["parameterization"]}
         ).parameterization,
         codec=PixelCodec(codec["levels"], (float(low), float(high)), codec["dtype"]),
-        picture_shape=(height, width, channels),
+        picture_shape=shape,
         sampling=SamplingConfig.model_validate_json(json.dumps(description["sampling"])),
-        provenance=dict(description["provenance"]),
+        provenance=_checked_provenance(description["provenance"]),
     )
+
+
+def _checked_shape(sides: list[int], least: int) -> tuple[int, int, int]:
+    height, width, channels = sides
+    if not all(type(side) is int for side in sides) or min(height, width) < least or channels < 1:
+        raise ValueError(f"picture_shape is {sides}; expected height and width from {least}, and at least one channel")
+    if math.prod(sides) > _MOST_VALUES:
+        raise ValueError(f"picture_shape is {sides}; expected at most {_MOST_VALUES:,} values")
+    return height, width, channels
+
+
+def _checked_provenance(tree: dict[str, Any]) -> dict[str, Any]:
+    for key in ("step", "pictures_seen", "data_count"):
+        if type(tree.get(key, 0)) is not int:
+            raise ValueError(f"provenance.{key} is {tree[key]!r}; expected a whole number")
+    return tree

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,19 @@ def locate(path: Path) -> Path:
     Raises:
         ModelFileError: if there is none.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, it takes a name that is too long for a missing one
         inside = path / MODEL_NAME
         if inside.is_file():
             return inside
         raise ModelFileError(f"no model in '{path}'; expected a run folder with '{MODEL_NAME}' in it")
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     raise ModelFileError(f"no model at '{path}'{_neighbours(path)}")
 
 
 def _neighbours(path: Path) -> str:
     candidates = {found.parent for found in Path("runs").glob(f"*/{MODEL_NAME}")}
-    if path.parent.is_dir():
+    if os.path.isdir(path.parent):
         candidates |= set(path.parent.glob("*.safetensors"))
     named = sorted(str(candidate) for candidate in candidates)[:3]
     return f"; nearby are {', '.join(named)}" if named else "; train one first, for example: ddpm train digits"

@@ -1,4 +1,4 @@
-"""The oracles themselves: each exact denoiser against Tweedie's formula on the density of x_t, and against sums by hand."""
+"""The oracles themselves: exact denoisers against Tweedie's formula on the density of x_t, and sums by hand."""
 
 from typing import Any
 
@@ -44,9 +44,10 @@ def density_of_x_t(name: str, t: float) -> Any:
     if name == "point":
         return Independent(Normal(signal * POINT, noise.expand(3)), 1)
     if name == "gaussian":
-        covariance = signal.square() * COVARIANCE + blur * torch.eye(3)
+        covariance = signal.square() * COVARIANCE + blur * torch.eye(3, dtype=torch.float64)
         return MultivariateNormal(signal * POINT, covariance)
-    weights, variances = (WEIGHTS, VARIANCES) if name == "mixture" else (torch.ones(4).double(), torch.zeros(4))
+    uniform, none = torch.full((4,), 0.25).double(), torch.zeros(4).double()
+    weights, variances = (WEIGHTS, VARIANCES) if name == "mixture" else (uniform, none)
     deviation = (signal.square() * variances + blur).sqrt().unsqueeze(1).expand(4, 3)
     return MixtureSameFamily(Categorical(weights), Independent(Normal(signal * MEANS, deviation), 1))
 
@@ -63,7 +64,7 @@ def test_eps_is_the_score_of_the_density(name: str) -> None:
 
 @every_denoiser
 def test_predictions_are_consistent_and_each_pictures_own(name: str) -> None:
-    """x_t = sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) eps, with another t in each row, and whatever the picture's shape."""
+    """x_t = sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) eps, with another t in each row, for pictures of any shape."""
     together = DENOISERS[name](X_T, TIMES)
     again = process.q_sample(together.x_0, TIMES, together.eps, SCHEDULE)
     torch.testing.assert_close(again, X_T, rtol=0, atol=1e-12)

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from ddpm.diffusion.schedules import (
     SCHEDULES,
     NoiseSchedule,
+    cosine_betas,
     from_alphas_cumprod,
     from_function,
     linear_betas,
     make_schedule,
+    sigmoid_betas,
 )
 from ddpm.errors import ConfigError, SamplingError
 
@@ -78,6 +80,15 @@ def test_scaled_betas_keep_the_signal_left_in_x_T(num_timesteps: int) -> None:
 def test_linear_spacing_is_the_papers_at_any_given_ends() -> None:
     betas = linear_betas(1000, beta_start=1e-3, beta_end=3e-3)
     torch.testing.assert_close(betas.diff(), torch.full((999,), 2e-3 / 999, dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+def test_shapes_of_alpha_bar_obey_their_parameters() -> None:
+    """Cosine with offset .1; sigmoid from 0 to 3 at temperature .5, which is sigmoid(0) to sigmoid(6)."""
+    f = [math.cos((t / 50 + 0.1) / 1.1 * math.pi / 2) ** 2 for t in range(51)]
+    torch.testing.assert_close(cosine_betas(50, offset=0.1), torch.tensor(betas_of(f), dtype=torch.float64))
+    g = [sigmoid(6) - sigmoid(6 * t / 50) for t in range(51)]
+    expected = torch.tensor(betas_of(g), dtype=torch.float64)
+    torch.testing.assert_close(sigmoid_betas(50, start=0.0, end=3.0, tau=0.5), expected)
 
 
 def test_cosine_keeps_more_signal_than_linear_half_way() -> None:

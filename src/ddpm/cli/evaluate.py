@@ -42,6 +42,7 @@ def evaluate(
     """
     from ddpm.config import from_tree
     from ddpm.data import open_store
+    from ddpm.errors import DataError, ModelFileError, RunError
     from ddpm.evaluation import pixel_scores
     from ddpm.files import write_text
     from ddpm.model import Model
@@ -49,24 +50,36 @@ def evaluate(
 
     loaded = Model.load(model).with_sampling(sampler=sampler, steps=steps)
     provenance = loaded.provenance
+    if "config" not in provenance or (data is None and "data" not in provenance):
+        raise ModelFileError(f"'{model}' does not say what it was trained on; expected a model that 'ddpm train' wrote")
+    batches = loaded.sampling_batches(number, seed=seed)
     store = open_store(data or provenance["data"], from_tree(provenance["config"]).data, progress=bar)
-    batches = -(-number // loaded.default_batch_size())
-    with bar(batches * loaded.sampling.steps, "sampling") as shown:
+    if (store.levels, store.value_range) != (loaded.codec.levels, loaded.codec.value_range):
+        raise DataError(
+            f"'{store.source}' has {store.levels} levels in {store.value_range}, the model's pictures have "
+            f"{loaded.codec.levels} in {loaded.codec.value_range}; expected the same"
+        )
+    with bar(len(batches) * loaded.sampling.steps, "sampling") as shown:
         pictures = loaded.sample(number, seed=seed, on_step=lambda step: shown.update(1))
     scores = pixel_scores(pictures, store)
     recipe = {
         "model": str(model),
         "data": store.source,
         "data_fingerprint": store.fingerprint,
-        "trained_on_same_data": store.fingerprint == provenance["data_fingerprint"],
-        "step": provenance["step"],
-        "weights": provenance["weights"],
+        "trained_on_same_data": store.fingerprint == provenance.get("data_fingerprint"),
+        "step": provenance.get("step"),
+        "weights": provenance.get("weights"),
         "seed": seed,
         **json.loads(loaded.sampling.model_dump_json()),
     }
     print(table(scores, recipe))
     if json_file is not None:
-        write_text(json_file, json.dumps({"recipe": recipe, "scores": scores.as_tree()}, indent=2) + "\n")
+        try:
+            write_text(json_file, json.dumps({"recipe": recipe, "scores": scores.as_tree()}, indent=2) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"cannot write the scores to '{json_file}' ({error.strerror}); use another --json"
+            ) from error
 
 
 def table(scores: PixelScores, recipe: dict[str, Any]) -> str:

@@ -69,8 +69,7 @@ def write_samples(model: Model, folder: Path, *, number: int, seed: int, batch_s
     from ddpm.terminal import bar
 
     advice, codec = model.sampling, model.codec
-    size = batch_size or model.default_batch_size()
-    batches = -(-number // max(1, size))
+    batches = len(model.sampling_batches(number, seed=seed, batch_size=batch_size))  # refuses before a folder is made
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -57,6 +57,8 @@ def train(
         dry_run: only show.
     """
     tree = read_file(config) if config is not None else {}
+    of_dry_run = {key: tree.pop(key) for key in ("preset", "out") if isinstance(tree.get(key), str)}
+    preset, out = preset or of_dry_run.get("preset"), out or of_dry_run.get("out")
     tree = merge(tree, _flags(size=size, steps=steps, batch_size=batch_size, seed=seed))
     tree = merge(tree, parse_assignments(set))
 

@@ -87,10 +87,14 @@ def pixel_scores(pictures: Pictures, store: Store) -> PixelScores:
 
 def _certainty(
     samples: Features, held_out: Features, train: Features, labels: NDArray[np.int64]
-) -> tuple[float, tuple[float, ...]]:
-    score = CertaintyScore(train, labels)
-    of_samples = score(samples)
-    return of_samples.sure / score(held_out).sure, of_samples.class_shares
+) -> tuple[float, tuple[float, ...]] | None:
+    """Return the ratio of sure shares and the shares of classes; none where no classifier can be had from the data."""
+    try:
+        score = CertaintyScore(train, labels)
+    except DataError:
+        return None
+    of_samples, of_held_out = score(samples), score(held_out)
+    return (of_samples.sure / of_held_out.sure, of_samples.class_shares) if of_held_out.sure else None
 
 
 def _features(pictures: Pictures, store: Store) -> Features:

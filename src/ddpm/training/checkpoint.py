@@ -46,8 +46,7 @@ def save_checkpoint(path: Path, state: TrainState, notes: dict[str, Any]) -> Non
 
 def read_notes(path: Path) -> dict[str, Any]:
     """Return the notes of a checkpoint without reading its tensors; errors as in `load_checkpoint`."""
-    notes: dict[str, Any] = json.loads(_read_metadata(path)["notes"])
-    return notes
+    return _read_tree(path, "notes")
 
 
 def load_checkpoint(path: Path, state: TrainState) -> None:
@@ -58,14 +57,15 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
     """
     from safetensors.torch import load_file
 
-    counters = json.loads(_read_metadata(path)["counters"])
+    counters = _read_tree(path, "counters")
     saved = load_file(path)
-    _make_optimizer_slots(state)
+    if counters["step"] > counters["skipped"]:  # before its first step AdamW has no moments
+        _make_optimizer_slots(state)
     wanted = _tensors_of(state)
     missing, foreign = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
-    misshapen = [name for name in wanted.keys() & saved.keys() if wanted[name].shape != saved[name].shape]
-    if missing or foreign or misshapen:
-        first = sorted([*missing, *foreign, *misshapen])[0]
+    other = [name for name in wanted.keys() & saved.keys() if _kind(wanted[name]) != _kind(saved[name])]
+    if missing or foreign or other:
+        first = sorted([*missing, *foreign, *other])[0]
         raise RunError(f"'{path}' is of another network (first difference: {first}); use another --out")
     with torch.no_grad():
         for name, tensor in wanted.items():
@@ -91,6 +91,18 @@ def _make_optimizer_slots(state: TrainState) -> None:
         parameter.grad = torch.zeros_like(parameter)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
+
+
+def _read_tree(path: Path, key: str) -> dict[str, Any]:
+    try:
+        tree: dict[str, Any] = json.loads(_read_metadata(path)[key])
+    except (KeyError, ValueError) as error:
+        raise RunError(f"the checkpoint '{path}' has no readable {key}; restore it, or use another --out") from error
+    return tree
 
 
 def _read_metadata(path: Path) -> dict[str, str]:

@@ -62,12 +62,36 @@ def choose_engine(device: str = "auto", precision: str = "auto") -> Engine:
         ConfigError: for a device that this machine does not have.
     """
     name = _default_device() if device == "auto" else device
-    kind = _checked_device(name).type
-    fast = _has_fast_bfloat16(kind)
+    chosen_device = _checked_device(name)
+    kind, fast = chosen_device.type, _has_fast_bfloat16(chosen_device)
     chosen: Literal["float32", "bfloat16"] = (
         "bfloat16" if precision == "bfloat16" or (precision == "auto" and fast) else "float32"
     )
     return Engine(device=name, precision=chosen, channels_last=kind != "mps" and fast, threads=torch.get_num_threads())
+
+
+def checked_engine(engine: Engine) -> Engine:
+    """Return the engine of a checkpoint, if this machine has its device.
+
+    Raises:
+        ConfigError: if it has not.
+    """
+    _checked_device(engine.device)
+    return engine
+
+
+def engine_of(tree: dict[str, Any]) -> tuple[Engine, str | None]:
+    """Return the engine that a checkpoint names, or this machine's where its device is not there, with a notice."""
+    engine = Engine(**tree)
+    try:
+        _checked_device(engine.device)
+    except ConfigError:
+        other = choose_engine()
+        return other, (
+            f"device '{engine.device}' is not there: going on with '{other.device}' in {other.precision}; "
+            "the result is no longer bit-equal to that of a run on one machine"
+        )
+    return engine, None
 
 
 def _default_device() -> str:
@@ -79,6 +103,8 @@ def _default_device() -> str:
 def _checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise NotImplementedError(f"{device.type} is not supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
@@ -87,10 +113,10 @@ def _checked_device(name: str) -> torch.device:
     return device
 
 
-def _has_fast_bfloat16(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    return kind == "cpu" and _cpu_has_amx()
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and _cpu_has_amx()
 
 
 @lru_cache(maxsize=1)

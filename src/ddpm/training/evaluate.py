@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from ddpm.training.status import Evaluation
 
 _MOST = 256  # pictures of each split; times are spread evenly over them, so few give little variance
 _AT_ONCE = 64
+_VALUES_AT_ONCE = 2**18  # large pictures come fewer at a time, so that a small memory holds them
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,8 @@ class HeldOut:
             x_0 = codec.encode(store.pictures[chosen])
             eps = NoiseSource(seed, range(_MOST), x_0.shape[1:]).normal(0, "evaluation eps")
             unused = torch.zeros(_MOST, dtype=torch.int64)
-            parts = (slice(start, start + _AT_ONCE) for start in range(0, _MOST, _AT_ONCE))
+            size = max(1, min(_AT_ONCE, _VALUES_AT_ONCE // math.prod(x_0.shape[1:])))
+            parts = (slice(start, start + size) for start in range(0, _MOST, size))
             return tuple(Batch(chosen[part], x_0[part], t[part], eps[part], unused[part]) for part in parts)
 
         return HeldOut(batches(store.held_out, "evaluation held out"), batches(store.train, "evaluation train"))

@@ -33,6 +33,11 @@ class LossWindow:
         self._latest: StepReport | None = None
         self._skipped = 0
 
+    @property
+    def empty(self) -> bool:
+        """Whether no step was taken in since the last line."""
+        return self._latest is None
+
     def add(self, report: StepReport) -> None:
         """Take in a step; one that was skipped counts as skipped alone."""
         self._latest = report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
@@ -18,7 +19,7 @@ from ddpm.training.interrupts import Interrupts
 from ddpm.training.loop import StepReport, train_steps
 from ddpm.training.metrics import LossWindow
 from ddpm.training.plan import Plan, config_tree
-from ddpm.training.run_folder import MetricsFile, RunFolder, explained_disk_errors
+from ddpm.training.run_folder import MetricsFile, RunFolder, board_writer, explained_disk_errors, take_back
 from ddpm.training.session import Session
 
 
@@ -29,7 +30,7 @@ def run(plan: Plan) -> Iterator[Event]:
 
     Raises:
         RunError: if the folder holds another run, cannot be written, or is in use.
-        TrainingError: if training cannot go on; what was reached is saved.
+        TrainingError: if training cannot go on; what was reached is saved, unless weights are not finite.
     """
     folder = RunFolder(plan.out)
     _check_is_run_folder(folder)
@@ -62,50 +63,60 @@ def _train(session: Session, metrics: MetricsFile, interrupts: Interrupts) -> It
                 window.add(report)
                 yield report
                 yield from map(Notice, report.notices)
+                asked = f"asked to stop ({interrupts.requested})" if interrupts.requested else None
                 with explained_disk_errors(session.folder.path, session.saved_step):
                     if report.skipped:
                         yield session.explain_skip(report)
-                    if interrupts.requested:
-                        stopped = f"asked to stop ({interrupts.requested})"
-                    stopped = (yield from _write_what_is_due(session, report, window, metrics)) or stopped
-                    if stopped and session.saved_step != report.step:
-                        yield from session.save(metrics)
+                    stopped = yield from _write_what_is_due(session, report, window, metrics, asked)
                 if stopped:
                     break
         except TrainingError:
             with explained_disk_errors(session.folder.path, session.saved_step):
+                _write_line(session, window, metrics)
                 yield from session.save(metrics)
             raise
     yield _finished(session, stopped)
 
 
 def _write_what_is_due(
-    session: Session, report: StepReport, window: LossWindow, metrics: MetricsFile
+    session: Session, report: StepReport, window: LossWindow, metrics: MetricsFile, asked: str | None
 ) -> Generator[Event, None, str | None]:
-    """Write metrics, evaluation, checkpoint and preview of this step, if any; return why to stop, if so."""
+    """Write metrics, evaluation, preview and checkpoint of this step, if any; return why to stop, if so.
+
+    The checkpoint comes last, so that no kill can lose what belongs to its step.
+    """
     training, step = session.plan.config.training, report.step
-    last = step == training.steps
-    saving = last or step % training.checkpoint_every == 0
-    stopped: str | None = None
-    if saving or step % training.log_every == 0:  # a checkpoint closes the window, so that resuming repeats no line
-        metrics.write({**window.take(), "seconds": round(session.seconds, 3)})
+    last, stopped = step == training.steps, asked
+    if step % training.log_every == 0:
+        _write_line(session, window, metrics)
     if last or step % training.evaluate_every == 0:
         evaluated = session.evaluate(metrics)
         yield evaluated
         if evaluated.status.stop and training.stop == "auto" and not last:
             stopped = evaluated.status.sentence
-    if saving:
-        yield from session.save(metrics)
     if last or step % training.preview_every == 0:
         yield session.preview()
+    if last or stopped or step % training.checkpoint_every == 0:
+        _write_line(session, window, metrics)  # a checkpoint closes the window, so that resuming repeats no line
+        yield from session.save(metrics)
     return stopped
 
 
+def _write_line(session: Session, window: LossWindow, metrics: MetricsFile) -> None:
+    if not window.empty:
+        metrics.write({**window.take(), "seconds": round(session.seconds, 3)})
+
+
 def _check_is_run_folder(folder: RunFolder) -> None:
-    if folder.path.exists() and not folder.path.is_dir():
+    if os.path.lexists(folder.path) and not os.path.isdir(folder.path):
         raise RunError(f"'{folder.path}' is a file; expected the name of a run folder, see --out")
-    if folder.path.is_dir() and not folder.checkpoint.exists() and not folder.config.exists():
-        foreign = sorted(entry.name for entry in folder.path.iterdir() if not entry.name.startswith("."))
+    if os.path.isdir(folder.path) and not folder.checkpoint.exists() and not folder.config.exists():
+        try:
+            foreign = sorted(name for name in os.listdir(folder.path) if not name.startswith("."))
+        except OSError as error:
+            raise RunError(
+                f"the run folder '{folder.path}' cannot be read ({error.strerror}); use another --out"
+            ) from error
         if foreign:
             raise RunError(f"'{folder.path}' holds other files ({', '.join(foreign[:3])}); use another --out")
 
@@ -119,9 +130,14 @@ def _use_threads_of(engine: Engine, stack: ExitStack) -> None:
 
 
 def _first_files(session: Session) -> MetricsFile:
+    tensorboard = session.plan.config.training.tensorboard
+    if tensorboard:
+        board_writer()  # that it is missing is said before anything is written
     with explained_disk_errors(session.folder.path, session.saved_step):
         write_text(session.folder.config, json.dumps(config_tree(session.plan), indent=2) + "\n")
-        events = session.folder.events if session.plan.config.training.tensorboard else None
+        if session.folder.skipped.exists():
+            take_back(session.folder.skipped, session.state.step)
+        events = session.folder.events if tensorboard else None
         return MetricsFile(session.folder.metrics, session.state.step, events=events)
 
 

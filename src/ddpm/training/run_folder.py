@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from ddpm.model_file import MODEL_NAME
 from ddpm.training.checkpoint import CHECKPOINT_NAME
 
 GIB = 2**30
+LOCK_NAME = ".lock"
+CHECKPOINT_MODELS = 4
+"""A checkpoint is as large as this many models: weights, average, and the optimizer's two moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def skipped(self) -> Path:
+        """One JSON object a step that was skipped, with the pictures it saw."""
+        return self.path / "skipped.jsonl"
+
+    @property
     def previews(self) -> Path:
         """Grids sampled from the same noise at different steps."""
         return self.path / "previews"
@@ -82,14 +91,17 @@ class RunFolder:
     def claimed(self) -> Iterator[None]:
         """Create the folder, and keep every other process from training in it.
 
+        A folder that was made here goes again, if an error ends the work before anything is written into it.
+
         Raises:
             RunError: if it cannot be created or written, or another process trains there.
         """
         import filelock
 
+        made = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.path / ".lock", timeout=0)
+            lock = filelock.FileLock(self.path / LOCK_NAME, timeout=0)
             lock.acquire()
         except filelock.Timeout as error:
             raise RunError(
@@ -103,6 +115,11 @@ class RunFolder:
             for folder in (self.path, self.milestones, self.previews):
                 remove_parts(folder)
             yield
+        except BaseException:
+            lock.release()
+            if made and [entry.name for entry in self.path.iterdir()] in ([], [LOCK_NAME]):
+                _remove_empty(self.path, made)
+            raise
         finally:
             lock.release()
 
@@ -113,18 +130,20 @@ class RunFolder:
     def make_room(self, limit_gib: float | None, coming: int) -> list[Path]:
         """Remove milestones, oldest first, until `coming` more bytes stay within the limit; return what was removed."""
         removed: list[Path] = []
-        if limit_gib is None:
-            return removed
         kept = sorted(self.milestones.glob("*.safetensors"))
-        while kept and self.size() + coming > limit_gib * GIB:
+        while kept and not self.has_room(limit_gib, coming):
             removed.append(kept.pop(0))
             removed[-1].unlink()
         return removed
 
+    def has_room(self, limit_gib: float | None, coming: int) -> bool:
+        """Whether `coming` more bytes stay within the limit."""
+        return limit_gib is None or self.size() + coming <= limit_gib * GIB
+
 
 def forecast_bytes(model_bytes: int, milestones: int) -> int:
     """Return what a run takes at most: two checkpoints (weights, average, two moments; one being written), models."""
-    checkpoint = 4 * model_bytes
+    checkpoint = CHECKPOINT_MODELS * model_bytes
     return 2 * checkpoint + (2 + max(0, milestones - 1)) * model_bytes
 
 
@@ -188,18 +207,14 @@ class MetricsFile:
             path: of the file.
             last_step: the checkpoint's.
             events: folder for TensorBoard events of the same values; none: no events.
-
-        Raises:
-            ConfigError: if events are wanted, but TensorBoard is not installed.
         """
-        self._board = _open_board(events, last_step) if events is not None else None
-        kept = [line for line in _lines(path) if _step_of(line) is not None and (_step_of(line) or 0) <= last_step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        self._board = board_writer()(str(events), purge_step=last_step + 1) if events is not None else None
+        take_back(path, last_step)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one object."""
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write(json_line(values))
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
@@ -212,23 +227,53 @@ class MetricsFile:
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        with suppress(OSError):  # a full disk was reported by `write`, and what is pending now is lost anyway
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
 
-def _open_board(folder: Path, last_step: int) -> Any:
+def board_writer() -> Any:
+    """Return the class that writes TensorBoard events.
+
+    Raises:
+        ConfigError: if TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
             "training.tensorboard is true, but TensorBoard is not installed; run: pip install 'ddpm[tensorboard]'"
         ) from error
-    return SummaryWriter(str(folder), purge_step=last_step + 1)
+    return SummaryWriter
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def take_back(path: Path, last_step: int) -> None:
+    """Leave in a file of JSON lines only those up to a step: what follows a checkpoint is done again on resume."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    steps = [_step_of(line) for line in lines]
+    kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= last_step]
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def json_line(values: dict[str, Any]) -> str:
+    """Return values as one line of JSON; numbers that are not finite, which JSON cannot hold, become null."""
+    return json.dumps(_finite(values)) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _remove_empty(folder: Path, made: list[Path]) -> None:
+    (folder / LOCK_NAME).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody else has put something there meanwhile
+        for each in made:
+            each.rmdir()
 
 
 def _step_of(line: str) -> int | None:

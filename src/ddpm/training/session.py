@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -14,19 +13,19 @@ import torch
 from ddpm import __version__
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import make_schedule
-from ddpm.errors import RunError
+from ddpm.errors import RunError, SamplingError, TrainingError
 from ddpm.model import Model
 from ddpm.networks import build_network
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ddpm.training.ema import Ema
-from ddpm.training.engine import Engine, choose_engine
+from ddpm.training.engine import Engine, checked_engine, choose_engine
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Notice, Previewed, Saved
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
 from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
 from ddpm.training.preview import save_preview
-from ddpm.training.run_folder import MetricsFile, RunFolder, check_space
+from ddpm.training.run_folder import CHECKPOINT_MODELS, MetricsFile, RunFolder, check_space, json_line
 from ddpm.training.status import Evaluation, assess
 
 
@@ -67,9 +66,12 @@ class Session:
         """
         notes = read_notes(folder.checkpoint) if folder.checkpoint.exists() else None
         notices = _compare(plan, notes) if notes else []
-        session = _build(plan, folder, Engine(**notes["engine"]) if notes else None)
+        session = _build(plan, folder, checked_engine(Engine(**notes["engine"])) if notes else None)
         if notes:
+            micro_batch_size = session.state.micro_batch_size
             load_checkpoint(folder.checkpoint, session.state)
+            if plan.config.training.micro_batch_size != notes["config"]["training"]["micro_batch_size"]:
+                session.state.micro_batch_size = micro_batch_size  # asked for anew: it outweighs what was found to fit
             session.history = [evaluation_of(tree) for tree in notes["history"]]
             session.seconds = notes["seconds"]
             session.saved_step = session.state.step
@@ -128,27 +130,39 @@ class Session:
         return Evaluated(evaluation, status)
 
     def save(self, metrics: MetricsFile) -> Iterator[Notice | Saved]:
-        """Write checkpoint, model, and a milestone where one is due; the checkpoint first: the rest follows from it."""
+        """Write the model, a milestone where one is due, and the checkpoint.
+
+        The checkpoint comes last: whatever a kill before it leaves out, the repeated steps write again, bit for bit.
+
+        Raises:
+            TrainingError: if a weight is not finite: the files on the disk stay as they are.
+        """
         training, step = self.plan.config.training, self.state.step
-        model = self.model()
+        self._require_finite_weights()
         metrics.sync()
-        removed = self.folder.make_room(training.disk_limit_gib, 5 * self._model_bytes())
+        model, size = self.model(), self._model_bytes()
+        due = _milestone_due(step, training.steps, training.milestones, training.checkpoint_every)
+        coming = (CHECKPOINT_MODELS + due) * size
+        removed = self.folder.make_room(training.disk_limit_gib, coming)
         if removed:
             yield Notice(f"removed {len(removed)} milestone(s) to stay within {training.disk_limit_gib:g} GiB")
+        model.save(self.folder.model)
+        if due and self.folder.has_room(training.disk_limit_gib, coming):
+            model.save(self.folder.milestone(step))
         save_checkpoint(self.folder.checkpoint, self.state, self._notes())
         self.saved_step = step
-        model.save(self.folder.model)
-        if _milestone_due(step, training.steps, training.milestones, training.checkpoint_every):
-            model.save(self.folder.milestone(step))
         yield Saved(step, self.folder.path)
 
-    def preview(self) -> Previewed:
+    def preview(self) -> Previewed | Notice:
         """Write a grid from the fixed noise; early in a run, raw weights stand beside the average."""
         training, step = self.plan.config.training, self.state.step
         early = step <= training.steps // 5
         models = [self.model(averaged=False), self.model()] if early else [self.model()]
         path = self.folder.preview(step)
-        save_preview(path, models, training.previews, self.plan.config.seed, self.engine)
+        try:
+            save_preview(path, models, training.previews, self.plan.config.seed, self.engine)
+        except SamplingError as error:  # a preview is no reason to end a run
+            return Notice(f"no preview at step {step:,}: {error}")
         return Previewed(path)
 
     def explain_skip(self, report: StepReport) -> Notice:
@@ -157,15 +171,23 @@ class Session:
         names = [self.plan.store.names[int(row)] for row in report.batch.rows[bad]]
         details = {
             "step": report.step,
-            "loss": report.loss if math.isfinite(report.loss) else None,
+            "loss": report.loss,
             "pictures": names,
             "t": report.batch.t[torch.from_numpy(bad)].tolist(),
             "x_0_range": [float(report.batch.x_0.min()), float(report.batch.x_0.max())],
         }
-        with (self.folder.path / "skipped.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(details).replace("NaN", "null").replace("Infinity", "null") + "\n")
+        with self.folder.skipped.open("a", encoding="utf-8") as file:
+            file.write(json_line(details))
         which = f"pictures: {', '.join(names[:3])}" if names else "every loss was finite, but the gradient was not"
         return Notice(f"step {report.step} skipped, its loss or gradient is not finite ({which}); see skipped.jsonl")
+
+    def _require_finite_weights(self) -> None:
+        networks = (self.state.network, self.state.ema.network)
+        if not all(bool(p.isfinite().all()) for network in networks for p in network.parameters()):
+            raise TrainingError(
+                f"weights are no longer finite at step {self.state.step}; the checkpoint of step {self.saved_step} is "
+                f"kept. Try a lower training.learning_rate, now {self.plan.config.training.learning_rate:g}"
+            )
 
     def _model_bytes(self) -> int:
         return 4 * self.model().num_parameters
@@ -246,7 +268,7 @@ def evaluation_of(tree: dict[str, Any]) -> Evaluation:
 
 def _milestone_due(step: int, steps: int, milestones: int, every: int) -> bool:
     """Whether a checkpoint is the first one at or after a multiple of steps / milestones (the end has its own file)."""
-    if milestones == 0 or step in (0, steps):
+    if milestones == 0 or step in (0, steps) or step % every:  # one made because of an interruption is none
         return False
     spacing = steps / milestones
     return math.floor(step / spacing) > math.floor((step - every) / spacing)
