@@ -70,16 +70,6 @@ def choose_engine(device: str = "auto", precision: str = "auto") -> Engine:
     return Engine(device=name, precision=chosen, channels_last=kind != "mps" and fast, threads=torch.get_num_threads())
 
 
-def checked_engine(engine: Engine) -> Engine:
-    """Return the engine of a checkpoint, if this machine has its device.
-
-    Raises:
-        ConfigError: if it has not.
-    """
-    _checked_device(engine.device)
-    return engine
-
-
 def engine_of(tree: dict[str, Any]) -> tuple[Engine, str | None]:
     """Return the engine that a checkpoint names, or this machine's where its device is not there, with a notice."""
     engine = Engine(**tree)

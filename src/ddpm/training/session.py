@@ -19,7 +19,7 @@ from ddpm.networks import build_network
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ddpm.training.ema import Ema
-from ddpm.training.engine import Engine, checked_engine, choose_engine
+from ddpm.training.engine import Engine, choose_engine, engine_of
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Notice, Previewed, Saved
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
@@ -66,7 +66,8 @@ class Session:
         """
         notes = read_notes(folder.checkpoint) if folder.checkpoint.exists() else None
         notices = _compare(plan, notes) if notes else []
-        session = _build(plan, folder, checked_engine(Engine(**notes["engine"])) if notes else None)
+        engine, moved = engine_of(notes["engine"]) if notes else (_engine_for(plan), None)
+        session = _build(plan, folder, engine)
         if notes:
             micro_batch_size = session.state.micro_batch_size
             load_checkpoint(folder.checkpoint, session.state)
@@ -75,6 +76,7 @@ class Session:
             session.history = [evaluation_of(tree) for tree in notes["history"]]
             session.seconds = notes["seconds"]
             session.saved_step = session.state.step
+            notices += [moved] if moved else []
             notices.append(f"resumed at step {session.state.step:,} of {plan.config.training.steps:,}")
         session.notices = notices
         return session
@@ -219,9 +221,12 @@ class Session:
         }
 
 
-def _build(plan: Plan, folder: RunFolder, engine: Engine | None) -> Session:
+def _engine_for(plan: Plan) -> Engine:
+    return choose_engine(plan.config.training.device, plan.config.training.precision)
+
+
+def _build(plan: Plan, folder: RunFolder, engine: Engine) -> Session:
     config, training = plan.config, plan.config.training
-    engine = engine or choose_engine(training.device, training.precision)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(config.seed, "weights").integers(2**63)))
         network = engine.place(build_network(config.network, plan.picture_shape))
