@@ -11,6 +11,7 @@ from torture_folder import noise
 
 from ddpm.config import DataConfig
 from ddpm.data import inspect, open_store, render_grid, save_png, to_image
+from ddpm.data.inspection import sparkline
 from ddpm.errors import DataError, RunError
 
 
@@ -167,3 +168,8 @@ def test_png_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypat
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
     with pytest.raises(RunError, match="cannot write the picture"):
         save_png(to_image(noise(4, 4, 3)), path / "below-a-file" / "a.png")
+
+
+def test_sparkline_shows_empty_and_full_bins():
+    assert sparkline(np.array([0, 1, 4, 16]), width=4) == " ▂▄█"
+    assert len(sparkline(np.arange(256))) == 32

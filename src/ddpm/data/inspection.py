@@ -22,6 +22,7 @@ ASYMMETRY = 0.08
 
 MOST_MIRRORED_CLASSES = 100
 MOST_BINS = 256
+_BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,18 @@ class Inspection:
             lines.append("captions such as: " + "; ".join(f"'{caption}'" for caption in self.captions))
         moments = ", ".join(f"{mean:.4g} ± {std:.4g}" for mean, std in zip(self.mean, self.std, strict=True))
         lines.append(f"mean ± standard deviation of each channel: {moments}")
+        lines += [
+            f"histogram of channel {channel}, {range_words}: {sparkline(counts)}"
+            for channel, counts in enumerate(self.histogram)
+        ]
         return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
+
+
+def sparkline(counts: NDArray[np.int64], width: int = 32) -> str:
+    """Return a histogram as a line of blocks, their heights by the square root of the counts: rare values show too."""
+    parts = np.array([part.sum() for part in np.array_split(counts, min(width, len(counts)))], dtype=np.float64)
+    heights = np.ceil(np.sqrt(parts / max(1.0, parts.max())) * (len(_BLOCKS) - 1)).astype(np.int64)
+    return "".join(_BLOCKS[height] for height in heights)
 
 
 def inspect(store: Store, config: DataConfig | None = None) -> Inspection:
