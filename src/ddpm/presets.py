@@ -31,7 +31,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "evaluate_every": 100,
             "log_every": 10,
         },
-        "sampling": {"sampler": "ddim", "steps": 50, "eta": 0.3},
     },
     "mnist": {
         "schedule": {"name": "cosine"},
@@ -44,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "num_groups": 8,
         },
         "training": {
-            "steps": 10_000,
+            "steps": 5000,
             "batch_size": 128,
             "learning_rate": 1e-3,
             "warmup_steps": 200,
@@ -133,13 +132,13 @@ def preset_tree(name: str, *, size: tuple[int, int], count: int) -> dict[str, An
 def auto_preset(size: tuple[int, int], count: int) -> dict[str, Any]:
     """Return a recipe for pictures of one's own, from their size and number; size 1x1 stands for points.
 
-    Levels go down to about 8 pixels, with attention where the side is at most 16; few pictures get dropout and a
-    smaller network, because a larger one would learn them by heart.
+    Levels, at most 8, go down to about 8 pixels, with attention where the side is at most 16; few pictures get dropout
+    and a smaller network, because a larger one would learn them by heart.
     """
     side = max(size)
     if side == 1:
         return _POINTS
-    levels = max(2, math.ceil(math.log2(side / 8)) + 1)
+    levels = min(max(2, math.ceil(math.log2(side / 8)) + 1), 8)
     few = count < 2000
     return {
         "schedule": {"name": "cosine"},
