@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ddpm.version import __version__
 
 _HOMES = {
     "Model": "ddpm.model",
@@ -18,7 +18,17 @@ _HOMES = {
     "DdpmError": "ddpm.errors",
 }
 
-__all__ = ["DdpmError", "Model", "NoiseSchedule", "Prediction", "make_schedule", "open_store", "render_grid", "train"]
+__all__ = [
+    "DdpmError",
+    "Model",
+    "NoiseSchedule",
+    "Prediction",
+    "__version__",
+    "make_schedule",
+    "open_store",
+    "render_grid",
+    "train",
+]
 
 if TYPE_CHECKING:
     from ddpm.data import open_store, render_grid

@@ -60,6 +60,8 @@ class PixelCodec:
             raise ValueError(f"pictures of dtype {self.dtype!r}; expected uint8, uint16 or float32")
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"a range of values from {low} to {high}; expected two finite ones, the lower first")
+        if self.levels is not None and (type(self.levels) is not int or self.levels < 2):
+            raise ValueError(f"{self.levels!r} levels; expected a whole number from 2, or none")
         whole = self.dtype != "float32"
         if whole != (self.levels is not None) or (whole and not 0 <= low < high <= np.iinfo(self.dtype).max):
             raise ValueError(f"{self.levels} levels from {low:g} to {high:g} do not go with pictures of {self.dtype}")

@@ -235,7 +235,9 @@ def read_file(path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
         tree = _read_toml(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"'{path}' is not valid {path.suffix[1:].upper() or 'JSON'}: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"'{path}' holds a {type(tree).__name__}; expected sections such as {{\"training\": ...}}")

@@ -242,6 +242,8 @@ def _checked_shape(sides: list[int], least: int) -> tuple[int, int, int]:
 
 
 def _checked_provenance(tree: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise TypeError(f"provenance is {tree!r}; expected an object")
     for key in ("step", "pictures_seen", "data_count"):
         if type(tree.get(key, 0)) is not int:
             raise ValueError(f"provenance.{key} is {tree[key]!r}; expected a whole number")

@@ -40,7 +40,7 @@ def _run(words: Sequence[str]) -> None:
     from ddpm.cli.train import train
 
     if words[0] == "--version":
-        from ddpm import __version__
+        from ddpm.version import __version__
 
         print(f"ddpm {__version__}")
         return

@@ -72,6 +72,7 @@ def pixel_scores(pictures: Pictures, store: Store) -> PixelScores:
     train_rows = _spread(store.train, _MOST_REFERENCE)
     samples, train = _features(pictures, store), _features(store.pictures[train_rows], store)
     held_out = _features(store.pictures[store.held_out], store)
+    copying = copying_ratio(samples, held_out, train)  # first, as it refuses data without any differences
     equal = min(len(samples), len(held_out))
     certainty = _certainty(samples, held_out, train, store.labels[train_rows]) if store.labels is not None else None
     return PixelScores(
@@ -79,7 +80,7 @@ def pixel_scores(pictures: Pictures, store: Store) -> PixelScores:
         held_out=len(held_out),
         frechet_ratio=frechet_distance(samples[:equal], train) / frechet_distance(held_out[:equal], train),
         two_sample_accuracy=two_sample_accuracy(samples[:equal], held_out[:equal]),
-        copying_ratio=copying_ratio(samples, held_out, train),
+        copying_ratio=copying,
         sure_ratio=certainty[0] if certainty else None,
         class_shares=certainty[1] if certainty else (),
     )

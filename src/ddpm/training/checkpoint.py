@@ -46,7 +46,7 @@ def save_checkpoint(path: Path, state: TrainState, notes: dict[str, Any]) -> Non
 
 def read_notes(path: Path) -> dict[str, Any]:
     """Return the notes of a checkpoint without reading its tensors; errors as in `load_checkpoint`."""
-    return _read_tree(path, "notes")
+    return _read_tree(path, "notes", set())
 
 
 def load_checkpoint(path: Path, state: TrainState) -> None:
@@ -57,7 +57,7 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
     """
     from safetensors.torch import load_file
 
-    counters = _read_tree(path, "counters")
+    counters = _read_tree(path, "counters", {"step", "skipped", "skipped_in_a_row", "micro_batch_size"})
     saved = load_file(path)
     if counters["step"] > counters["skipped"]:  # before its first step AdamW has no moments
         _make_optimizer_slots(state)
@@ -97,9 +97,11 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
     return tensor.shape, tensor.dtype
 
 
-def _read_tree(path: Path, key: str) -> dict[str, Any]:
+def _read_tree(path: Path, key: str, wanted: set[str]) -> dict[str, Any]:
     try:
         tree: dict[str, Any] = json.loads(_read_metadata(path)[key])
+        if not isinstance(tree, dict) or not wanted <= tree.keys():
+            raise ValueError(f"{key} lack some of {sorted(wanted)}")
     except (KeyError, ValueError) as error:
         raise RunError(f"the checkpoint '{path}' has no readable {key}; restore it, or use another --out") from error
     return tree

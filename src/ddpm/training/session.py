@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpm import __version__
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import make_schedule
 from ddpm.errors import RunError, SamplingError, TrainingError
@@ -27,6 +26,7 @@ from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resu
 from ddpm.training.preview import save_preview
 from ddpm.training.run_folder import CHECKPOINT_MODELS, MetricsFile, RunFolder, check_space, json_line
 from ddpm.training.status import Evaluation, assess
+from ddpm.version import __version__
 
 
 @dataclass(eq=False)

@@ -1,0 +1,3 @@
+"""The version, which every model file records."""
+
+__version__ = "0.1.0"
