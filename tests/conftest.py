@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import os
+
+# Before torch is imported, here and in the processes that tests start: tiny networks gain nothing from threads, and
+# those of parallel tests get in each other's way, up to ten times.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ddpm.config import merge
 from ddpm.training.plan import Plan, make_plan
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the subprocesses; many tests run side by side
+torch.set_num_threads(1)
 
 TINY: dict[str, Any] = {
     "schedule": {"num_timesteps": 50},
@@ -30,7 +39,7 @@ TINY: dict[str, Any] = {
         "device": "cpu",
         "checkpoint_every": 4,
         "preview_every": 4,
-        "evaluate_every": 2,
+        "evaluate_every": 4,
         "log_every": 2,
         "previews": 4,
         "milestones": 2,

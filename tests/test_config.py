@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm.config import Config, from_tree, keys_of, merge, parse_assignments, read_file, to_tree
@@ -17,7 +17,15 @@ from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("5", 5), ("1e-3", 1e-3), ("true", True), ("null", None), ("[1, 2]", [1, 2]), ("cosine", "cosine"), ("a=b", "a=b")],
+    [
+        ("5", 5),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ("cosine", "cosine"),
+        ("a=b", "a=b"),
+    ],
 )
 def test_an_assignment_is_json_or_else_text(text: str, value: object) -> None:
     assert parse_assignments([f"training.steps={text}"]) == {"training": {"steps": value}}
@@ -175,6 +183,7 @@ def test_presets_belong_to_data_and_unknown_ones_are_refused() -> None:
     width=st.integers(4, 512),
     count=st.one_of(st.integers(1, 5000), st.integers(1, 10**8)),
 )
+@settings(max_examples=25, deadline=None)
 def test_auto_fits_any_pictures(height: int, width: int, count: int) -> None:
     config = from_tree(auto_preset((height, width), count))
     assert config.network.kind == "unet"

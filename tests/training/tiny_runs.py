@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm import files
 from ddpm.config import merge
 from ddpm.training.events import Event
 from ddpm.training.plan import Plan, make_plan
@@ -71,7 +73,11 @@ def differing(one: Path, other: Path) -> list[str]:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.ravel().view(torch.uint8), b.ravel().view(torch.uint8))
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and torch.equal(a.ravel().view(torch.uint8), b.ravel().view(torch.uint8))
+    )
 
 
 def metric_lines(out: Path) -> list[dict[str, Any]]:
@@ -85,17 +91,20 @@ def parts(out: Path) -> list[Path]:
     return [path for path in out.rglob("*.part") if path.exists()]
 
 
-def _train_elsewhere(out: Path, training: dict[str, Any], threads: int) -> None:
+def _train_elsewhere(out: Path, training: dict[str, Any], threads: int, slow_writes: bool) -> None:
     torch.set_num_threads(threads)
+    if slow_writes:  # so that a kill can be aimed at an unfinished file
+        flush = files._flush
+        files._flush = lambda path: (time.sleep(0.1), flush(path))
     train_all(out, **training)
 
 
 @contextlib.contextmanager
-def training_elsewhere(out: Path, **training: Any) -> Iterator[Any]:
+def training_elsewhere(out: Path, *, slow_writes: bool = False, **training: Any) -> Iterator[Any]:
     """Train in another process, which ends with the block."""
     server = multiprocessing.get_context("forkserver")  # it imports torch once, and forks before any work
     server.set_forkserver_preload(["ddpm.training.run", "safetensors.torch", "sklearn.datasets", "filelock"])
-    process = server.Process(target=_train_elsewhere, args=(out, training, torch.get_num_threads()))
+    process = server.Process(target=_train_elsewhere, args=(out, training, torch.get_num_threads(), slow_writes))
     process.start()
     try:
         yield process

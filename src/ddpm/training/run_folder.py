@@ -16,6 +16,7 @@ from typing import Any
 from ddpm.errors import ConfigError, RunError
 from ddpm.files import remove_parts, write_text
 from ddpm.model_file import MODEL_NAME
+from ddpm.terminal import in_bytes
 from ddpm.training.checkpoint import CHECKPOINT_NAME
 
 GIB = 2**30
@@ -160,12 +161,12 @@ def check_space(folder: RunFolder, model_bytes: int, milestones: int, limit_gib:
     free = shutil.disk_usage(existing).free + (folder.size() if folder.path.exists() else 0)
     if least > free:
         raise RunError(
-            f"the run needs {least / GIB:.2f} GiB and '{existing}' has {free / GIB:.2f} GiB free; "
+            f"the run needs {in_bytes(least)} and '{existing}' has {in_bytes(free)} free; "
             "free some, or use another --out"
         )
     if limit_gib is not None and least > limit_gib * GIB:
         raise RunError(
-            f"training.disk_limit_gib is {limit_gib:g}, but checkpoint and models alone take {least / GIB:.2f} GiB; "
+            f"training.disk_limit_gib is {limit_gib:g}, but checkpoint and models alone take {in_bytes(least)}; "
             "raise it, or use a smaller network"
         )
     return most
