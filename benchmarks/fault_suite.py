@@ -43,7 +43,7 @@ SETTINGS = (
     "training.evaluate_every=120",
     "training.preview_every=100000",
     "training.previews=1",
-    "training.log_every=2",
+    "training.log_every=1",
 )
 
 
@@ -94,35 +94,28 @@ def train_to_the_end(out: Path, steps: int) -> None:
         raise SystemExit(f"ddpm train ended with exit code {code}")
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], pause: float) -> None:
     """Wait until the condition holds, or the process has ended."""
     while process.poll() is None and not condition():
-        time.sleep(0.0002)
+        time.sleep(pause)
 
 
 def is_writing(out: Path) -> bool:
     """Whether a file is being written at this moment."""
-    return any(name.endswith(".part") for name in os.listdir(out))
-
-
-def metrics_time(out: Path) -> int:
-    """Return when metrics were last written; 0: never."""
-    path = out / "metrics.jsonl"
-    return path.stat().st_mtime_ns if path.exists() else 0
+    return out.exists() and any(name.endswith(".part") for name in os.listdir(out))
 
 
 def killed(out: Path, steps: int, moment: str, chance: random.Random) -> bool:
     """Start the command and kill it; return whether it was still alive."""
-    before = metrics_time(out)
+    target = last_line_step(out) + chance.randint(1, 8)
     process = start(out, steps)
-    if moment == "any":
-        time.sleep(chance.uniform(0.0, 6.0))
-    else:
-        wait_for(lambda: metrics_time(out) > before, process)
-        time.sleep(chance.uniform(0.0, 1.5))
+    latest = time.monotonic() + (chance.uniform(0.0, 6.0) if moment == "any" else 600.0)
+    wait_for(lambda: last_line_step(out) >= target or time.monotonic() > latest, process, 0.005)
     if moment == "writing":
-        wait_for(lambda: is_writing(out), process)
+        wait_for(lambda: is_writing(out), process, 0.0002)
         time.sleep(chance.uniform(0.0, 0.0005))
+    else:
+        time.sleep(chance.uniform(0.0, 0.1))
     alive = process.poll() is None
     process.kill()
     process.wait()
@@ -146,11 +139,9 @@ def step_of(checkpoint: Path) -> int | None:
 
 def last_line_step(out: Path) -> int:
     """Return the step of the last whole line of metrics."""
-    try:
-        lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return max((int(json.loads(line)["step"]) for line in lines), default=0)
-    except (OSError, ValueError):  # a kill may cut the last line
-        return 0
+    path = out / "metrics.jsonl"
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []  # a kill may cut the last line
+    return int(json.loads(whole[-1])["step"]) if whole else 0
 
 
 def metric_lines(out: Path) -> list[dict[str, Any]]:
@@ -184,7 +175,7 @@ def measure(kills: int, steps: int, seed: int, folder: Path) -> Report:
             break
         report.kills += 1
         report.kills_by_moment[moment] = report.kills_by_moment.get(moment, 0) + 1
-        report.kills_inside_a_write += broken.exists() and is_writing(broken)
+        report.kills_inside_a_write += is_writing(broken)
         try:
             step = step_of(broken / "checkpoint.safetensors")
         except Exception as error:  # whatever it is, the checkpoint is not whole
@@ -204,12 +195,12 @@ def measure(kills: int, steps: int, seed: int, folder: Path) -> Report:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, help="of the run; default: 16 a kill, so that it outlives them all")
+    parser.add_argument("--steps", type=int, help="of the run; default: 12 a kill, so that it outlives them all")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=Path, help="where to write the result")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(arguments.kills, arguments.steps or 16 * arguments.kills, arguments.seed, Path(folder))
+        report = measure(arguments.kills, arguments.steps or 12 * arguments.kills, arguments.seed, Path(folder))
     faults = report.faults(arguments.kills)
     text = json.dumps({**asdict(report), "faults": faults}, indent=2)
     print(text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def test_a_run_in_pieces_is_the_run_in_one(tmp_path: Path) -> None:
         for event in run(tiny_plan(tmp_path / "pieces", **SHORT)):
             if isinstance(event, StepReport) and event.step == steps:
                 break
+        assert "ddpm-prefetch" not in [thread.name for thread in threading.enumerate()]
     train_all(tmp_path / "pieces", **SHORT)
     assert differences(tmp_path / "whole", tmp_path / "pieces") == []
 

@@ -89,8 +89,12 @@ def write_samples(model: Model, folder: Path, *, number: int, seed: int, batch_s
 
 def write_points(points: Pictures, file: Path) -> None:
     """Write points [n, 1, 1, C] as a table with a column a coordinate."""
+    from ddpm.errors import RunError
     from ddpm.files import write_text
 
     rows = [",".join(f"{value:.6g}" for value in point.ravel()) for point in points]
     header = ",".join(["x", "y", "z"][: points.shape[-1]])
-    write_text(file, "\n".join([header, *rows]) + "\n")
+    try:
+        write_text(file, "\n".join([header, *rows]) + "\n")
+    except OSError as error:
+        raise RunError(f"cannot write the points '{file}': {error.strerror or error}; free some space") from error

@@ -13,6 +13,8 @@ from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
 from ddpm.errors import ConfigError
 from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
+from ddpm.training.engine import choose_engine
+from ddpm.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,8 @@ def make_plan(
     if name not in NAMES:
         preset_tree(name, size=(1, 1), count=1)  # raises, naming the nearest
     fixed = {} if name == "auto" else preset_tree(name, size=(1, 1), count=1)
-    early = from_tree(merge(fixed, overrides))  # whatever is wrong in it is said before any picture is read
+    folder = RunFolder(Path(out) if out is not None else default_out(data))
+    early = _refuse_early(name, merge(fixed, overrides), folder)
     store = open_store(data, early.data, cache_dir=cache_dir, progress=progress)
     height, width = store.pictures.shape[1:3]
     recipe = auto_preset((height, width), len(store.train)) if name == "auto" else fixed
@@ -78,7 +81,16 @@ def make_plan(
     config = from_tree(merge(merge(recipe, overrides), resolved))
     if config.network.kind == "unet" and min(height, width) < MIN_SIZE:
         raise ConfigError(f"pictures are {height}x{width}; both sides must be at least {MIN_SIZE} pixels, see --size")
-    return Plan(config, name, store, Path(out) if out is not None else default_out(data))
+    return Plan(config, name, store, folder.path)
+
+
+def _refuse_early(preset: str, tree: Mapping[str, Any], folder: RunFolder) -> Config:
+    """Return the configuration as far as it is known; whatever is wrong in it is said before any picture is read."""
+    known = {key: value for key, value in tree.items() if preset != "auto" or key != "network"}
+    config = from_tree(known)  # the network of "auto" depends on the data, and so does whether its values fit
+    choose_engine(config.training.device, config.training.precision)
+    folder.check_usable()
+    return config
 
 
 def default_out(data: str | Path) -> Path:

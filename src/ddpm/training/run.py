@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 
 import torch
 
-from ddpm.errors import RunError, TrainingError
+from ddpm.errors import TrainingError
 from ddpm.files import write_text
 from ddpm.training.batches import prefetched
 from ddpm.training.engine import Engine
@@ -33,7 +32,7 @@ def run(plan: Plan) -> Iterator[Event]:
         TrainingError: if training cannot go on; what was reached is saved, unless weights are not finite.
     """
     folder = RunFolder(plan.out)
-    _check_is_run_folder(folder)
+    folder.check_usable()
     with ExitStack() as stack:
         stack.enter_context(folder.claimed())
         interrupts = stack.enter_context(Interrupts())
@@ -105,20 +104,6 @@ def _write_what_is_due(
 def _write_line(session: Session, window: LossWindow, metrics: MetricsFile) -> None:
     if not window.empty:
         metrics.write({**window.take(), "seconds": round(session.seconds, 3)})
-
-
-def _check_is_run_folder(folder: RunFolder) -> None:
-    if os.path.lexists(folder.path) and not os.path.isdir(folder.path):
-        raise RunError(f"'{folder.path}' is a file; expected the name of a run folder, see --out")
-    if os.path.isdir(folder.path) and not folder.checkpoint.exists() and not folder.config.exists():
-        try:
-            foreign = sorted(name for name in os.listdir(folder.path) if not name.startswith("."))
-        except OSError as error:
-            raise RunError(
-                f"the run folder '{folder.path}' cannot be read ({error.strerror}); use another --out"
-            ) from error
-        if foreign:
-            raise RunError(f"'{folder.path}' holds other files ({', '.join(foreign[:3])}); use another --out")
 
 
 def _use_threads_of(engine: Engine, stack: ExitStack) -> None:

@@ -88,6 +88,25 @@ class RunFolder:
         """The preview grid of a step."""
         return self.previews / f"{step:08d}.png"
 
+    def check_usable(self) -> None:
+        """Refuse a path that is neither free nor a run folder; nothing is written.
+
+        Raises:
+            RunError: if it is a file, holds other files, or cannot be read.
+        """
+        if os.path.lexists(self.path) and not os.path.isdir(self.path):
+            raise RunError(f"'{self.path}' is a file; expected the name of a run folder, see --out")
+        if not os.path.isdir(self.path) or self.checkpoint.exists() or self.config.exists():
+            return
+        try:
+            foreign = sorted(name for name in os.listdir(self.path) if not name.startswith("."))
+        except OSError as error:
+            raise RunError(
+                f"the run folder '{self.path}' cannot be read ({error.strerror}); use another --out"
+            ) from error
+        if foreign:
+            raise RunError(f"'{self.path}' holds other files ({', '.join(foreign[:3])}); use another --out")
+
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Create the folder, and keep every other process from training in it.
