@@ -5,16 +5,19 @@
 The command `ddpm train digits` makes a tiny run in a process of its own: once to its end, and once more with SIGKILL at
 random moments, each followed by the same command. Some kills come anywhere in the life of the process, some while it
 trains, and some at the moment that a file is being written. After every kill the checkpoint is read whole; at the end
-tensors and metrics of both runs are compared. Exit code 1 if anything differs.
+tensors and metrics of both runs are compared. The same is asked of runs that SIGTERM and SIGINT stop, and of one whose
+disk, a small tmpfs, fills up. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +68,9 @@ class Report:
     metric_lines: int = 0
     metrics_equal: bool = False
     parts_left: int = 0
+    stopped_at_by_signal: dict[str, int | None] = field(default_factory=dict)
+    full_disk: str = "not tried: it takes root to mount a tmpfs"
+    other_faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def faults(self, wanted_kills: int) -> list[str]:
@@ -77,15 +83,15 @@ class Report:
             "metrics differ": not self.metrics_equal,
             f"{self.parts_left} unfinished files were left": self.parts_left > 0,
         }
-        return [fault for fault, found in checks.items() if found]
+        return [fault for fault, found in checks.items() if found] + self.other_faults
 
 
-def start(out: Path, steps: int) -> subprocess.Popen[bytes]:
+def start(out: Path, steps: int, errors: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     """Start the command in a process of its own."""
     command = [sys.executable, "-c", "from ddpm.cli.main import main; main()", "train", "digits", "--out", str(out)]
     for setting in (*SETTINGS, f"training.steps={steps}"):
         command += ["--set", setting]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=errors)
 
 
 def train_to_the_end(out: Path, steps: int) -> None:
@@ -161,7 +167,51 @@ def compare(report: Report, one: Path, other: Path) -> None:
     lines = metric_lines(one)
     report.metric_lines = len(lines)
     report.metrics_equal = bool(lines) and lines == metric_lines(other)
-    report.parts_left = len(list(other.rglob("*.part")))
+    report.parts_left += len(list(other.rglob("*.part")))
+
+
+def check(report: Report, whole: Path, out: Path, what: str) -> None:
+    """Take a run to its end that something has stopped, and compare it."""
+    train_to_the_end(out, report.steps)
+    compare(report, whole, out)
+    if not report.metrics_equal:
+        report.other_faults.append(f"{what}: metrics differ")
+
+
+def stop_by_signal(report: Report, whole: Path, out: Path, number: signal.Signals) -> None:
+    """Ask a run to stop: it must save at once, end without an error, and go on later."""
+    process = start(out, report.steps)
+    wait_for(lambda: last_line_step(out) >= 6, process, 0.005)
+    process.send_signal(number)
+    code, step = process.wait(), step_of(out / "checkpoint.safetensors")
+    report.stopped_at_by_signal[number.name] = step
+    if code != 0 or step != last_line_step(out) or step == report.steps:
+        report.other_faults.append(f"{number.name}: exit code {code}, saved at step {step} of {last_line_step(out)}")
+    check(report, whole, out, number.name)
+
+
+def fill_disk(report: Report, whole: Path, disk: Path) -> None:
+    """Fill the disk of a run: one sentence, nothing lost that was saved, and it goes on when there is space."""
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], stderr=subprocess.DEVNULL).returncode:
+        return
+    try:
+        out, ballast = disk / "run", disk / "ballast"
+        process = start(out, report.steps, subprocess.PIPE)
+        wait_for(lambda: last_line_step(out) >= 6, process, 0.005)
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        message = process.communicate()[1].decode().splitlines()[-1]
+        step = step_of(out / "checkpoint.safetensors")
+        report.full_disk = message.replace(str(disk), "DISK")
+        if process.returncode != 2 or f"the disk is full. The checkpoint of step {step} is safe" not in message:
+            report.other_faults.append(f"full disk: exit code {process.returncode}")
+        report.parts_left += len(list(out.rglob("*.part")))
+        ballast.unlink()
+        check(report, whole, out, "full disk")
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def measure(kills: int, steps: int, seed: int, folder: Path) -> Report:
@@ -186,8 +236,10 @@ def measure(kills: int, steps: int, seed: int, folder: Path) -> Report:
         report.steps_lost += max(0, last_line_step(broken) - (step or 0))
         found = "no checkpoint yet" if step is None else f"the checkpoint of step {step} is whole"
         print(f"kill {report.kills} ({moment}): {found}", file=sys.stderr, flush=True)
-    train_to_the_end(broken, steps)
-    compare(report, whole, broken)
+    check(report, whole, broken, "kills")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        stop_by_signal(report, whole, folder / number.name, number)
+    fill_disk(report, whole, folder / "disk")
     report.seconds = round(time.monotonic() - begin, 1)
     return report
 

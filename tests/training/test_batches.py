@@ -80,11 +80,10 @@ def test_prefetched_raises_the_workers_error_at_its_item() -> None:
             raise ValueError("item 4")
         return number
 
-    got = []
+    items = prefetched(make, 0, 10)
+    assert [next(items) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="item 4"):
-        for number in prefetched(make, 0, 10):
-            got.append(number)
-    assert got == [0, 1, 2, 3]
+        next(items)
 
 
 def test_prefetched_stays_ahead_by_no_more_than_asked() -> None:
