@@ -127,7 +127,7 @@ def test_kill_9_at_random_moments_costs_no_bit(tmp_path: Path, whole_often: Path
             process.join(60)
             assert process.exitcode == -signal.SIGKILL
         reached, inside = last_step(out), inside + bool(parts(out))
-    assert inside == 2
+    assert inside >= 2  # the first kill may find a write under way too
     train_all(out, **OFTEN)
     assert_equal_runs(whole_often, out)
 
