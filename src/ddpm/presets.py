@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from ddpm.errors import ConfigError, nearest
@@ -102,13 +103,12 @@ _POINTS: dict[str, Any] = {
 
 NAMES = (*PRESETS, "auto")
 
-_FOR_SOURCE = {"digits": "digits", "mnist": "mnist"}
-
 
 def default_preset(source: str) -> str:
     """Return the preset of a source: its own where its name has one, else "auto"."""
-    name = source.rstrip("/").rsplit("/", 1)[-1]
-    return _FOR_SOURCE.get(name, "auto")
+    if source == "digits" and not Path(source).exists():  # a folder of that name is one's own pictures
+        return "digits"
+    return "mnist" if source.rstrip("/").rsplit("/", 1)[-1] == "mnist" else "auto"
 
 
 def preset_tree(name: str, *, size: tuple[int, int], count: int) -> dict[str, Any]:

@@ -152,8 +152,8 @@ def train_steps(
         if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite (the last at step "
-                f"{state.step}); the weights are still those before them. Try a lower training.learning_rate, now "
-                f"{config.learning_rate:g}, or training.precision=float32"
+                f"{state.step}); the weights are still those before them. Start anew with another --out and a "
+                f"lower training.learning_rate (now {config.learning_rate:g}), or training.precision=float32"
             )
 
 

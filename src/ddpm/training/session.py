@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm.config import from_tree, to_tree
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import make_schedule
 from ddpm.errors import RunError, SamplingError, TrainingError
@@ -256,7 +257,8 @@ def _compare(plan: Plan, notes: dict[str, Any]) -> list[str]:
             f"'{plan.out}' was trained on other pictures ({notes['data']}): the data, or how they are read, have "
             "changed. Use another --out to train on them as they are now"
         )
-    changes = difference(notes["config"], config_tree(plan))
+    before = to_tree(from_tree(notes["config"]))  # keys that came later take their defaults
+    changes = difference(before, config_tree(plan))
     refused = [line for line in changes if not may_change_on_resume(line)]
     if refused:
         raise RunError(
