@@ -174,7 +174,7 @@ def test_training_stops_after_too_many_skips_in_a_row() -> None:
     steps = train_steps(state, batches(30), objective(), TRAINING)
     next(steps)
     before = weights(state.network).clone()
-    with pytest.raises(TrainingError, match=r"10 steps in a row .*learning_rate, now 0.002"):
+    with pytest.raises(TrainingError, match=r"10 steps in a row .*learning_rate \(now 0.002\)"):
         list(steps)
     assert state.skipped == MAX_SKIPPED_IN_A_ROW
     assert torch.equal(weights(state.network), before)
