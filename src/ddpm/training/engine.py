@@ -94,9 +94,9 @@ def _checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise NotImplementedError(f"{device.type} is not supported")
+            raise RuntimeError(f"{device.type} is not supported")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device '{name}' is not there ({str(error).splitlines()[0]}); use 'auto', or one of cpu, cuda, mps"
         ) from error
