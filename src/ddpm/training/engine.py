@@ -55,8 +55,9 @@ class Engine:
 def choose_engine(device: str = "auto", precision: str = "auto") -> Engine:
     """Return the engine for this machine.
 
-    bfloat16 in channels_last is used where the hardware multiplies it fast: CPUs with AMX, GPUs with tensor cores for
-    it. Elsewhere it is slower than float32 (1.2 to 1.7 times on a CPU that has AVX512-BF16 but no AMX).
+    bfloat16 in channels_last is used where the hardware multiplies it fast: CPUs with AMX, AMD's from Zen 5 on (a
+    convolution twice as fast as in float32, a whole training step 1.9 times), GPUs with tensor cores for it.
+    Elsewhere it is slower than float32 (1.2 to 1.7 times on an Intel CPU that has AVX512-BF16 but no AMX).
 
     Raises:
         ConfigError: for a device that this machine does not have.
@@ -106,14 +107,24 @@ def _checked_device(name: str) -> torch.device:
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and _cpu_has_amx()
+    return device.type == "cpu" and _cpu_multiplies_bfloat16_fast()
 
 
 @lru_cache(maxsize=1)
-def _cpu_has_amx() -> bool:
+def _cpu_multiplies_bfloat16_fast() -> bool:
     if platform.system() != "Linux":
         return False
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return fast_bfloat16_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return False
+
+
+def fast_bfloat16_in(cpuinfo: str) -> bool:
+    """Whether the processor that ``/proc/cpuinfo`` describes has AMX, or is an AMD Zen 5 (family 26) or later."""
+    first = cpuinfo.split("\n\n", 1)[0]
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    flags = facts.get("flags", "").split()
+    family = facts.get("cpu family", "")
+    zen_5 = facts.get("vendor_id") == "AuthenticAMD" and family.isdigit() and int(family) >= 26
+    return "amx_bf16" in flags or (zen_5 and "avx512_bf16" in flags)
