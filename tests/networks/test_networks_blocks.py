@@ -12,13 +12,13 @@ from ddpm.networks.blocks import (
     Attention,
     BlockInputs,
     Downsample,
-    GroupNorm,
     ResBlock,
     Upsample,
     dropout,
     dropout_states,
     time_embedding,
 )
+from ddpm.networks.norm import GroupNorm
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddpm.training.engine import fast_bfloat16_in
+from ddpm.training.engine import Engine, engine_of, fast_bfloat16_in
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,12 @@ def test_fast_bfloat16_follows_from_the_processor(vendor: str, family: int, flag
 
 def test_an_unknown_processor_is_not_fast() -> None:
     assert not fast_bfloat16_in("")
+
+
+def test_a_run_that_began_with_kernels_goes_on_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = Engine(device="cpu", precision="float32", channels_last=True, threads=1, native=True)
+    monkeypatch.setattr("ddpm.native.available", lambda: False)
+    engine, notice = engine_of(began.as_tree())
+    assert engine == Engine(device="cpu", precision="float32", channels_last=True, threads=1, native=False)
+    assert notice is not None
+    assert "compiled kernels" in notice

@@ -17,7 +17,6 @@ from ddpm.networks.blocks import (
     Attention,
     BlockInputs,
     Downsample,
-    GroupNorm,
     Resample,
     ResBlock,
     TimeConditioning,
@@ -26,6 +25,7 @@ from ddpm.networks.blocks import (
     time_embedding,
     zero_init,
 )
+from ddpm.networks.norm import GroupNorm
 
 Resampling = Literal["conv", "residual"]
 
@@ -239,7 +239,7 @@ class UNet(nn.Module):
         h = after(attention(before(skips[-1], inputs)), inputs)  # [B, C, H' / stride, W' / stride]
         for level in self.up:
             h = level(h, inputs, skips)
-        h = self.conv_out(functional.silu(self.norm_out(h)))  # [B, out_channels, H', W']
+        h = self.conv_out(self.norm_out(h, silu=True))  # [B, out_channels, H', W']
         top, left = (h.shape[-2] - height) // 2, (h.shape[-1] - width) // 2
         h = h[:, :, top : top + height, left : left + width]  # [B, out_channels, H, W]
         output: Tensor = h.to(torch.float64 if x_t.dtype == torch.float64 else torch.float32)

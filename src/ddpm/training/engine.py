@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ddpm import native
 from ddpm.errors import ConfigError
+from ddpm.networks.norm import fuse_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,14 @@ class Engine:
         precision: of convolutions and matrix products; weights, statistics, loss and optimizer stay float32.
         channels_last: memory layout of pictures and weights.
         threads: of the CPU; bit-equal results need the same number.
+        native: whether group norms run in the compiled kernel of `ddpm.native`.
     """
 
     device: str
     precision: Literal["float32", "bfloat16"]
     channels_last: bool
     threads: int
+    native: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the network's forward pass runs."""
@@ -41,8 +45,9 @@ class Engine:
         return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the device, in its memory layout."""
+        """Move a network to the device, in its memory layout, and choose its kernels."""
         network.to(self.device)
+        fuse_norms(network, self.native)
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
@@ -57,7 +62,8 @@ def choose_engine(device: str = "auto", precision: str = "auto") -> Engine:
 
     bfloat16 in channels_last is used where the hardware multiplies it fast: CPUs with AMX, AMD's from Zen 5 on (a
     convolution twice as fast as in float32, a whole training step 1.9 times), GPUs with tensor cores for it.
-    Elsewhere it is slower than float32 (1.2 to 1.7 times on an Intel CPU that has AVX512-BF16 but no AMX).
+    Elsewhere it is slower than float32 (1.2 to 1.7 times on an Intel CPU that has AVX512-BF16 but no AMX). On a CPU the
+    compiled kernels, which read channels_last only, are used wherever they can be built.
 
     Raises:
         ConfigError: for a device that this machine does not have.
@@ -68,12 +74,24 @@ def choose_engine(device: str = "auto", precision: str = "auto") -> Engine:
     chosen: Literal["float32", "bfloat16"] = (
         "bfloat16" if precision == "bfloat16" or (precision == "auto" and fast) else "float32"
     )
-    return Engine(device=name, precision=chosen, channels_last=kind != "mps" and fast, threads=torch.get_num_threads())
+    compiled = kind == "cpu" and native.available()
+    return Engine(
+        device=name,
+        precision=chosen,
+        channels_last=kind != "mps" and (fast or compiled),
+        threads=torch.get_num_threads(),
+        native=compiled,
+    )
 
 
 def engine_of(tree: dict[str, Any]) -> tuple[Engine, str | None]:
-    """Return the engine that a checkpoint names, or this machine's where its device is not there, with a notice."""
+    """Return the engine that a checkpoint names, or the nearest that this machine has, with a notice."""
     engine = Engine(**tree)
+    if engine.native and not native.available():
+        return replace(engine, native=False), (
+            f"the compiled kernels that this run began with cannot be had ({native.why_unavailable()}): going on with "
+            "torch's own; the result is no longer bit-equal to that of a run on one machine"
+        )
     try:
         _checked_device(engine.device)
     except ConfigError:
@@ -83,6 +101,14 @@ def engine_of(tree: dict[str, Any]) -> tuple[Engine, str | None]:
             "the result is no longer bit-equal to that of a run on one machine"
         )
     return engine, None
+
+
+def without_kernels() -> list[str]:
+    """Return the one line that says why the compiled kernels are missing; none where they are there, or left out."""
+    reason = native.why_unavailable()
+    if not reason or native.switched_off():
+        return []
+    return [f"training on a CPU is slower than it could be, because the compiled kernels are missing: {reason}"]
 
 
 def _default_device() -> str:

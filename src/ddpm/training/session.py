@@ -19,7 +19,7 @@ from ddpm.networks import build_network
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ddpm.training.ema import Ema
-from ddpm.training.engine import Engine, choose_engine, engine_of
+from ddpm.training.engine import Engine, choose_engine, engine_of, without_kernels
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Notice, Previewed, Saved
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
@@ -68,6 +68,7 @@ class Session:
         notes = read_notes(folder.checkpoint) if folder.checkpoint.exists() else None
         notices = _compare(plan, notes) if notes else []
         engine, moved = engine_of(notes["engine"]) if notes else (_engine_for(plan), None)
+        notices += without_kernels() if engine.device == "cpu" and not engine.native else []
         session = _build(plan, folder, engine)
         if notes:
             micro_batch_size = session.state.micro_batch_size
