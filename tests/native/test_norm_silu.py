@@ -153,6 +153,21 @@ def test_a_network_is_the_same_function_with_and_without(time_conditioning: str)
         assert float((plain - fused_result).abs().max()) < 2e-4 * max(1.0, float(plain.abs().max()))
 
 
+@needs_kernels
+def test_one_table_serves_all_pictures_and_another_shape_is_refused() -> None:
+    x = channels_last(torch.randn(3, 8, 5, 5), torch.float32)
+    gain, bias, offset = torch.rand(8), torch.rand(8), torch.randn(1, 8, requires_grad=True)
+    got = native.norm_silu(x, 2, gain, bias, 1e-6, offset=offset)
+    assert torch.equal(got, native.norm_silu(x, 2, gain, bias, 1e-6, offset=offset.expand(3, 8)))
+    got.sum().backward()
+    assert offset.grad is not None
+    assert offset.grad.shape == (1, 8)
+    with pytest.raises(RuntimeError):
+        native.norm_silu(x, 2, gain, bias, 1e-6, offset=torch.zeros(2, 8))
+    with pytest.raises(RuntimeError):
+        native.norm_silu(x, 2, gain[:4], bias, 1e-6)
+
+
 def test_other_inputs_are_left_to_torch() -> None:
     x = torch.randn(2, 8, 6, 6)
     assert not native.takes(x)  # not channels_last

@@ -50,13 +50,21 @@ def norm_silu(
         gain: [C], of the norm.
         bias: [C], of the norm.
         eps: added to the variance.
-        offset: [B, C], added to `x` before the norm; none: zeros.
-        scale: [B, C]; none: zeros.
-        shift: [B, C]; none: zeros.
+        offset: [B, C] or [1, C], added to `x` before the norm; none: zeros.
+        scale: [B, C] or [1, C]; none: zeros.
+        shift: [B, C] or [1, C]; none: zeros.
         silu: whether SiLU follows.
+
+    Raises:
+        RuntimeError: for a table of another shape; the kernel itself would read past its end.
     """
-    tables = (None if table is None else table.float().contiguous() for table in (gain, bias, offset, scale, shift))
-    result: Tensor = _NormSilu.apply(x, *tables, groups, eps, silu)  # type: ignore[no-untyped-call]
+    batch, channels = x.shape[:2]
+    of_channels = (table.float().expand(channels).contiguous() for table in (gain, bias))
+    of_pictures = (
+        None if table is None else table.float().expand(batch, channels).contiguous()
+        for table in (offset, scale, shift)
+    )
+    result: Tensor = _NormSilu.apply(x, *of_channels, *of_pictures, groups, eps, silu)  # type: ignore[no-untyped-call]
     return result
 
 
