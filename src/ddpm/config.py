@@ -172,6 +172,30 @@ class Config(Section):
         return self
 
 
+class ClassifierConfig(Section):
+    """The tree of a classifier: its half U-Net, what it is trained on, and how."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="key of every random number of the training")
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    stem_stride: int = Field(1, ge=1, le=4, description="of the first convolution: 2 is three times as fast")
+    features: int = Field(
+        128, ge=2, le=4096, description="width of the pooled layer, whose Fréchet distances are taken"
+    )
+    training: TrainingConfig = TrainingConfig()
+    shift: int = Field(0, ge=0, le=64, description="training pictures are moved by up to so many pixels each way")
+    label_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="share of each target spread over all classes")
+    balanced: bool = Field(False, description="draw all classes equally often, however many pictures each has")
+    noisy: bool = Field(False, description="classify x_t, and be told t: for classifier guidance")
+    schedule: ScheduleConfig = Field(ScheduleConfig(name="cosine"), description="of x_t, where noisy")
+
+    @model_validator(mode="after")
+    def _network_is_a_unet(self) -> ClassifierConfig:
+        if self.network.kind != "unet":
+            raise ValueError(f"network.kind is '{self.network.kind}'; a classifier is the half of a 'unet'")
+        return self
+
+
 Tree = dict[str, Any]
 
 
@@ -204,8 +228,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     return merged
 
 
-def parse_assignments(assignments: Sequence[str]) -> Tree:
-    """Turn ``["training.steps=500", ...]`` into a tree; values are read as JSON, else as text.
+def parse_assignments(assignments: Sequence[str], section: type[BaseModel] = Config) -> Tree:
+    """Turn ``["training.steps=500", ...]`` into a tree of `section`; values are read as JSON, else as text.
 
     Raises:
         ConfigError: for an item without ``=`` or an unknown key.
@@ -216,7 +240,7 @@ def parse_assignments(assignments: Sequence[str]) -> Tree:
         if not sign or not path:
             raise ConfigError(f"'{item}' is no assignment; expected KEY=VALUE, for example training.steps=500")
         keys = path.strip().split(".")
-        _check_path(keys)
+        _check_path(keys, section)
         leaf: Any = _parse_value(text.strip())
         for key in reversed(keys):
             leaf = {key: leaf}
@@ -256,9 +280,9 @@ def keys_of(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-def _check_path(keys: Sequence[str]) -> None:
+def _check_path(keys: Sequence[str], section: type[BaseModel]) -> None:
     path = ".".join(keys)
-    known = keys_of()
+    known = keys_of(section)
     if path not in known:
         by_leaf = [key for key in known if key.rsplit(".", 1)[-1] == keys[-1]]
         hint = f"; did you mean '{by_leaf[0]}'?" if by_leaf else nearest(path, known)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,24 @@ from ddpm.errors import ModelFileError
 from ddpm.files import write_atomically
 
 FORMAT = "ddpm-model"
+CLASSIFIER_FORMAT = "ddpm-classifier"
 FORMAT_VERSION = 1
+_ADVICE = {
+    FORMAT: "that is a diffusion model, see 'ddpm inspect'; 'ddpm train-classifier' trains a classifier",
+    CLASSIFIER_FORMAT: "that is a classifier, see 'ddpm inspect'; 'ddpm train' trains a diffusion model",
+    "ddpm-checkpoint": "run 'ddpm train' with the same arguments to go on",
+}
 MODEL_NAME = "model.safetensors"
 """Name of the model in a run folder."""
 
 
-def write_model_file(path: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def write_model_file(
+    path: Path, description: dict[str, Any], tensors: dict[str, Tensor], file_format: str = FORMAT
+) -> None:
     """Write tensors and their description, atomically."""
     from safetensors.torch import save_file
 
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "description": json.dumps(description)}
+    metadata = {"format": file_format, "format_version": str(FORMAT_VERSION), "description": json.dumps(description)}
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda part: save_file(on_cpu, part, metadata))
 
@@ -32,13 +42,20 @@ def read_description(path: Path) -> dict[str, Any]:
     return _read(path, with_tensors=False)[0]
 
 
-def read_model_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_model_file(path: Path, file_format: str = FORMAT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return description and tensors of a model file; a folder stands for the model in it.
 
     Raises:
-        ModelFileError: if there is no such file, or it is not a whole model file of a version that this code knows.
+        ModelFileError: if there is no such file, or it is not a whole file of this format, in a version that this code
+            knows.
     """
-    return _read(path, with_tensors=True)
+    return _read(path, with_tensors=True, file_format=file_format)
+
+
+def format_of(path: Path) -> str:
+    """Return the format that a safetensors file states, or "none"; see `read_model_file` for errors."""
+    with _opened(path) as file:
+        return str((file.metadata() or {}).get("format", "none"))
 
 
 def locate(path: Path) -> Path:
@@ -65,28 +82,33 @@ def _neighbours(path: Path) -> str:
     return f"; nearby are {', '.join(named)}" if named else "; train one first, for example: ddpm train digits"
 
 
-def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path, *, with_tensors: bool, file_format: str = FORMAT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    path = locate(path)
+    with _opened(path) as file:
+        description = _description(path, file.metadata() or {}, file_format)
+        tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+    return description, tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
-    path = locate(path)
     _refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            description = _description(path, metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelFileError(
             f"'{path}' is not a whole safetensors file ({error}); it may be truncated: take another copy"
         ) from error
-    return description, tensors
 
 
-def _description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+def _description(path: Path, metadata: dict[str, str], file_format: str) -> dict[str, Any]:
     kind = metadata.get("format", "none")
-    if kind != FORMAT:
-        advice = "run 'ddpm train' with the same arguments to go on" if kind == "ddpm-checkpoint" else "see its source"
-        raise ModelFileError(f"'{path}' is a safetensors file of format '{kind}', expected '{FORMAT}'; {advice}")
+    if kind != file_format:
+        advice = _ADVICE.get(kind, "see its source")
+        raise ModelFileError(f"'{path}' is a safetensors file of format '{kind}', expected '{file_format}'; {advice}")
     version = metadata.get("format_version", "")
     if version != str(FORMAT_VERSION):
         raise ModelFileError(

@@ -84,7 +84,11 @@ def _inspect_run(path: Path) -> None:
 
 def _inspect_file(path: Path) -> None:
     from ddpm.model import Model
+    from ddpm.model_file import CLASSIFIER_FORMAT, format_of
 
+    if format_of(path) == CLASSIFIER_FORMAT:
+        _inspect_classifier(path)
+        return
     model = Model.load(path)
     provenance, advice = model.provenance, model.sampling
     height, width, channels = model.picture_shape
@@ -97,3 +101,25 @@ def _inspect_file(path: Path) -> None:
     )
     print(f"recommended: {advice.model_dump_json()}")
     print(f"sample from it: ddpm sample {path}")
+
+
+def _inspect_classifier(path: Path) -> None:
+    from ddpm.classifier import Accuracy, Classifier
+    from ddpm.cli.train_classifier import advice
+
+    classifier = Classifier.load(path)
+    provenance = classifier.provenance
+    height, width, channels = classifier.picture_shape
+    what = "noised pictures x_t" if classifier.schedule is not None else "pictures"
+    print(f"{path}: a classifier of {what}, {classifier.num_parameters / 1e6:.2f} M parameters")
+    print(f"pictures: {height}x{width}, {channels} channels, {classifier.codec.levels or 'continuous'} levels")
+    print(f"classes: {len(classifier.classes)} ({', '.join(classifier.classes[:10])})")
+    if classifier.schedule is not None:
+        print(f"schedule: {provenance.get('schedule', '?')}")
+    print(
+        f"trained: {provenance.get('step', 0):,} steps on {provenance.get('data', '?')} "
+        f"({provenance.get('data_count', 0):,} pictures)"
+    )
+    if "accuracy" in provenance:
+        print(f"held-out accuracy: {Accuracy(**provenance['accuracy'])}")
+    print(f"use it: {advice(path, noisy=classifier.schedule is not None)}")

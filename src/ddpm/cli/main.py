@@ -38,6 +38,7 @@ def _run(words: Sequence[str]) -> None:
     from ddpm.cli.inspect import inspect
     from ddpm.cli.sample import sample
     from ddpm.cli.train import train
+    from ddpm.cli.train_classifier import train_classifier
 
     if words[0] == "--version":
         from ddpm.version import __version__
@@ -45,7 +46,13 @@ def _run(words: Sequence[str]) -> None:
         print(f"ddpm {__version__}")
         return
     tyro.extras.subcommand_cli_from_dict(
-        {"train": train, "sample": sample, "evaluate": evaluate, "inspect": inspect},
+        {
+            "train": train,
+            "sample": sample,
+            "evaluate": evaluate,
+            "inspect": inspect,
+            "train-classifier": train_classifier,
+        },
         prog="ddpm",
         description=f"Denoising Diffusion Probabilistic Models: train, sample, evaluate, inspect. {EPILOGUE}",
         args=words,

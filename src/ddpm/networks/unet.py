@@ -198,7 +198,7 @@ class UNet(nn.Module):
         zero_init(self.conv_out)
 
         embedding = 4 * base_channels
-        self.embedding_widths = _number_blocks(self)
+        self.embedding_widths = number_blocks(self)
         self.time_mlp = nn.Sequential(nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, embedding)
         self.embedding_projection = nn.Linear(embedding, sum(self.embedding_widths))
@@ -309,7 +309,7 @@ def build_unet(
     )
 
 
-def _number_blocks(network: nn.Module) -> list[int]:
+def number_blocks(network: nn.Module) -> list[int]:
     """Tell every residual block its place in `BlockInputs`; return the widths of their embeddings, in that order."""
     blocks = [module for module in network.modules() if isinstance(module, ResBlock)]
     for number, block in enumerate(blocks):
