@@ -183,7 +183,8 @@ class Classifier:
         self._noisy_schedule()
         with torch.enable_grad():
             logits = self.network(x_t, t)
-            return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+            found: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write the classifier as one safetensors file, atomically."""
@@ -242,8 +243,8 @@ class Classifier:
         height, width, channels = self.picture_shape
         if pictures.ndim != 4 or pictures.shape[1:] != self.picture_shape:
             raise DataError(
-                f"pictures of shape {list(pictures.shape)}; this classifier expects [N, {height}, {width}, {channels}]: "
-                "use data of this size, or train one on yours with 'ddpm train-classifier'"
+                f"pictures of shape {list(pictures.shape)}; this classifier expects [N, {height}, {width}, "
+                f"{channels}]: use data of this size, or train one on yours with 'ddpm train-classifier'"
             )
         if pictures.dtype.name != self.codec.dtype:
             raise DataError(f"pictures of {pictures.dtype.name}; this classifier expects {self.codec.dtype}")

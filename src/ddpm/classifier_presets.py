@@ -47,16 +47,20 @@ _COMMON: dict[str, Any] = {
     }
 }
 
+NOISY_TIMES = 3
+"""How many times the steps of a clean classifier a noisy one of the same preset takes."""
+
 CLASSIFIER_PRESET_NAMES = (*CLASSIFIER_PRESETS, "auto")
 
 
-def classifier_preset_tree(name: str, *, size: tuple[int, int], count: int) -> dict[str, Any]:
+def classifier_preset_tree(name: str, *, size: tuple[int, int], count: int, noisy: bool = False) -> dict[str, Any]:
     """Return the tree of a preset.
 
     Args:
         name: one of `CLASSIFIER_PRESET_NAMES`.
         size: height and width of the pictures, which "auto" needs.
         count: how many pictures there are to train on, which "auto" needs.
+        noisy: whether x_t are classified, which is harder: it takes `NOISY_TIMES` as many steps.
 
     Raises:
         ConfigError: for an unknown name.
@@ -68,7 +72,8 @@ def classifier_preset_tree(name: str, *, size: tuple[int, int], count: int) -> d
     else:
         known = ", ".join(CLASSIFIER_PRESET_NAMES)
         raise ConfigError(f"unknown preset '{name}'{nearest(name, CLASSIFIER_PRESET_NAMES)}; known are {known}")
-    return {**tree, "training": {**_COMMON["training"], **tree["training"]}}
+    training = {**_COMMON["training"], **tree["training"]}
+    return {**tree, "training": {**training, "steps": training["steps"] * (NOISY_TIMES if noisy else 1)}}
 
 
 def _auto(size: tuple[int, int], count: int) -> dict[str, Any]:

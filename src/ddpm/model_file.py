@@ -126,10 +126,11 @@ def _description(path: Path, metadata: dict[str, str], file_format: str) -> dict
 def _refuse_pickle(path: Path) -> None:
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as error:
         raise ModelFileError(f"cannot read '{path}': {error.strerror}") from error
-    if start[:2] == b"\x80\x02" or start[:1] == b"\x80" or start == b"PK\x03\x04":
+    # A safetensors file begins with the length of its header, any 8 bytes, of which the first may be 0x80 too.
+    if start[8:] != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
         raise ModelFileError(
             f"'{path}' is a pickle (a .pt, .pth or .ckpt file), which can run code when it is opened; "
             "expected a .safetensors model of this project"

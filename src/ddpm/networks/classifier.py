@@ -35,8 +35,10 @@ class AttentionPool(nn.Module):
         q = self.query(tokens[:, 0]).view(batch, 1, self.heads, -1).transpose(1, 2)  # [B, heads, 1, D]
         k, v = self.key_value(tokens).view(batch, -1, 2, self.heads, q.shape[-1]).transpose(1, 3).unbind(2)
         # One question makes one row of weights: torch's fused kernel is several times slower here, backward on a CPU.
-        scores = (q @ k.transpose(2, 3)).float() / q.shape[-1] ** 0.5  # [B, heads, 1, 1 + HW]
-        h = scores.softmax(dim=-1).to(v.dtype) @ v  # [B, heads, 1, D]
+        scores = (q @ k.transpose(2, 3)) / q.shape[-1] ** 0.5  # [B, heads, 1, 1 + HW]
+        h = (
+            scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=-1).to(v.dtype) @ v
+        )  # [B, heads, 1, D]
         pooled: Tensor = self.out(h.reshape(batch, channels))  # [B, num_features]
         return pooled
 

@@ -123,6 +123,7 @@ def run_classifier(plan: ClassifierPlan) -> Iterator[ClassifierEvent]:
         return replace(made, x_0=moved(made.x_0, plan.config.shift, plan.config.seed, step))
 
     with Interrupts() as interrupts, closing(prefetched(batch, 0, training.steps)) as batches:
+        scored: Scored | None = None
         for made in batches:
             yield ClassifierStep(now.step + 1, _step(now, made))
             last = now.step == training.steps
@@ -131,7 +132,7 @@ def run_classifier(plan: ClassifierPlan) -> Iterator[ClassifierEvent]:
                 scored = _score(now, None if last else _QUICK)
                 yield scored
             if last or stopped or now.step % training.checkpoint_every == 0:
-                yield _save(now, scored if scored.step == now.step else None, "all steps made" if last else stopped)
+                yield _save(now, scored, "all steps made" if last else stopped)
             if stopped:
                 return
 
@@ -214,7 +215,7 @@ def _score(now: _Training, most: int | None) -> Scored:
 
 def _save(now: _Training, scored: Scored | None, reason: str | None) -> ClassifierSaved:
     scores: dict[str, object] = {}
-    if scored is not None:
+    if scored is not None and scored.step == now.step:
         scores["accuracy"] = {"correct": scored.accuracy.correct, "n": scored.accuracy.n}
         scores["accuracy_by_noise"] = [{"correct": part.correct, "n": part.n} for part in scored.by_noise]
     with explained_disk_errors(now.plan.out.parent, now.step):

@@ -119,7 +119,7 @@ def plan_classifier(
     store = open_store(data, early.data, cache_dir=cache_dir, progress=progress)
     _check_classes(store)
     height, width = store.pictures.shape[1:3]
-    recipe = classifier_preset_tree(name, size=(height, width), count=len(store.train))
+    recipe = classifier_preset_tree(name, size=(height, width), count=len(store.train), noisy=early.noisy)
     config = _validated(merge(merge(recipe, overrides), {"data": {"size": [height, width]}}))
     return ClassifierPlan(config, name, store, file, schedule, schedule_name)
 
@@ -141,8 +141,8 @@ def _schedule(config: ClassifierConfig, schedule_of: str | None) -> tuple[NoiseS
     known = get_args(ScheduleName)
     if name not in known:
         raise ConfigError(
-            f"'{name}' is neither a model nor a schedule{nearest(name, known)}; expected a model file, a run folder, or "
-            f"one of {', '.join(known)}"
+            f"'{name}' is neither a model nor a schedule{nearest(name, known)}; expected a model file, a run "
+            f"folder, or one of {', '.join(known)}"
         )
     made = make_schedule(name, section.num_timesteps, zero_terminal_snr=section.zero_terminal_snr)
     return made, f"{name}, {len(made):,} timesteps"
