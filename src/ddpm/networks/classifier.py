@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ddpm.config import NetworkConfig
 from ddpm.errors import ConfigError
-from ddpm.networks.blocks import BlockInputs, GroupNorm, dropout_states, time_embedding
+from ddpm.networks.blocks import BlockInputs, dropout_states, time_embedding
+from ddpm.networks.norm import GroupNorm
 from ddpm.networks.unet import DownLevel, Parts, number_blocks
 
 
@@ -124,7 +124,7 @@ class HalfUNet(nn.Module):
         inputs = BlockInputs(embeddings, states)
         for level in self.down:
             h = level(h, inputs)[-1]
-        pooled: Tensor = self.pool(functional.silu(self.norm_out(h)))  # [B, num_features]
+        pooled: Tensor = self.pool(self.norm_out(h, silu=True))  # [B, num_features]
         return pooled
 
     def _embed(self, t: Tensor | None, h: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class HalfUNet(nn.Module):
         if self.time_mlp is None:
             if t is not None:
                 raise ConfigError("this classifier knows clean pictures only, but got times; expected none")
-            return h.new_zeros(1, sum(self.embedding_widths))
+            return h.new_zeros(len(h), sum(self.embedding_widths))
         if t is None:
             raise ConfigError("this classifier is told the time of each x_t, but got none; expected t [B]")
         with torch.autocast(h.device.type, enabled=False):
