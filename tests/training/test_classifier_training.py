@@ -48,7 +48,7 @@ def test_it_learns(tmp_path: Path) -> None:
     scored = [event for event in events if isinstance(event, Scored)]
     assert [event.step for event in scored] == [40, 80, 120]
     assert scored[-1].accuracy.n == 360
-    assert scored[-1].accuracy.share > 0.4  # chance is 0.1
+    assert scored[-1].accuracy.share > 0.6  # chance is 0.1
     losses = [event.loss for event in events if isinstance(event, ClassifierStep)]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
 
