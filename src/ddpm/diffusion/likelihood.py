@@ -6,15 +6,17 @@ Every term is per sample, [B], in nats, summed over the dimensions of a sample. 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm.diffusion import process
 from ddpm.diffusion.denoiser import Denoiser, Prediction
-from ddpm.diffusion.noise import NoiseSource
+from ddpm.diffusion.noise import NoiseSource, stream
 from ddpm.diffusion.samplers.ancestral import ReverseVariance
 from ddpm.diffusion.schedules import NoiseSchedule, Transition, expand_like
 from ddpm.errors import ConfigError, nearest
@@ -144,7 +146,58 @@ def reverse_log_variance(
     raise ConfigError(f"unknown variance '{variance}'{nearest(variance, known)}; known are {', '.join(known)}")
 
 
+@dataclass(frozen=True, slots=True)
+class LevelTerm:
+    """What one noise level adds to the bound.
+
+    Attributes:
+        nats: [B], L_0, or the estimated sum of L_{t-1} over the times of a stratum.
+        squared_error: [B], of the expected x_0, mean over the dimensions of a sample: the distortion.
+    """
+
+    nats: Tensor
+    squared_error: Tensor
+
+
 @torch.no_grad()
+def level_terms(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_0: Tensor,
+    noise: NoiseSource,
+    *,
+    levels: int,
+    variance: ReverseVariance = "fixed_small",
+    strata: Sequence[range],
+    times: Tensor,
+    first_draw: int = 0,
+) -> Iterator[LevelTerm]:
+    """Yield L_0, then the part of each stratum: its number of times, times L_{t-1} at one of them.
+
+    The expectation over a uniform t in a stratum is the sum over the stratum, so the estimate has no bias.
+
+    Args:
+        denoiser: the model; clipping is part of it.
+        schedule: the noise schedule.
+        x_0: [B, ...] in [-1, 1]; float64 for exact terms, never a half precision.
+        noise: gives the eps of part k as draw number ``first_draw + k`` of the purpose "bound".
+        levels: how many values a channel can take.
+        variance: of the reverse process.
+        strata: K ranges of times, in order, that partition 1 .. T - 1.
+        times: [B, K], a time of each stratum for each sample.
+        first_draw: number of the first draw, for independent repeats.
+    """
+    clean = torch.zeros(len(x_0), 1, dtype=torch.float64)
+    for k, t in enumerate(torch.cat([clean, times.double()], 1).unbind(1)):
+        x_t = process.q_sample(x_0, t, noise.normal(first_draw + k, "bound").to(x_0), schedule)
+        prediction = denoiser(x_t, t)
+        if k == 0:
+            nats = decoder_term(x_0, x_t, prediction, schedule, levels, variance)
+        else:
+            nats = len(strata[k - 1]) * transition_term(x_0, x_t, t, prediction, schedule, variance)
+        yield LevelTerm(nats, (prediction.x_0 - x_0).square().flatten(1).mean(1))
+
+
 def variational_bound(
     denoiser: Denoiser,
     schedule: NoiseSchedule,
@@ -164,14 +217,44 @@ def variational_bound(
         levels: gray levels of the data.
         variance: of the reverse process.
     """
-    columns = []
-    decoder = torch.empty(0)
-    for t in range(len(schedule)):
-        times = torch.full((len(x_0),), float(t), dtype=torch.float64)
-        x_t = process.q_sample(x_0, times, noise.normal(t, "bound").to(x_0.dtype), schedule)
-        prediction = denoiser(x_t, times)
-        if t == 0:
-            decoder = decoder_term(x_0, x_t, prediction, schedule, levels, variance)
-        else:
-            columns.append(transition_term(x_0, x_t, times, prediction, schedule, variance))
-    return Bound(prior_term(x_0, schedule).double(), torch.stack(columns, 1).double(), decoder.double())
+    strata = time_strata(schedule, len(schedule) - 1)
+    times = torch.arange(1, len(schedule)).expand(len(x_0), -1)
+    parts = level_terms(denoiser, schedule, x_0, noise, levels=levels, variance=variance, strata=strata, times=times)
+    decoder, *transitions = (part.nats.double() for part in parts)
+    return Bound(prior_term(x_0, schedule).double(), torch.stack(transitions, 1), decoder)
+
+
+def time_strata(schedule: NoiseSchedule, count: int) -> tuple[range, ...]:
+    """Partition the times 1 .. T - 1 into `count` ranges that hold about equal shares of the bound.
+
+    The share of a step is taken as that of standard normal data, where E[L_{t-1}] is about half the fall of
+    -log(1 - alpha-bar) per dimension: early times, which matter most, stand alone or nearly so.
+
+    Raises:
+        ConfigError: for a count outside 1 .. T - 1.
+    """
+    last = len(schedule) - 1
+    if not 1 <= count <= last:
+        raise ConfigError(f"{count} strata of the times 1 to {last}; expected 1 to {last}")
+    information = torch.nn.functional.softplus(schedule.log_snr(torch.arange(last + 1)))  # -log(1 - alpha-bar_t)
+    shares = (information[:-1] - information[1:]).tolist()
+    strata: list[range] = []
+    left, held, first = sum(shares), 0.0, 1
+    for t, share in enumerate(shares, 1):
+        held += share
+        still_to_open = count - len(strata) - 1
+        full = still_to_open > 0 and held >= left / (still_to_open + 1)
+        if full or last - t == still_to_open:
+            strata.append(range(first, t + 1))
+            left, held, first = left - held, 0.0, t + 1
+    return tuple(strata)
+
+
+def stratified_times(strata: Sequence[range], seed: int, pictures: Sequence[int], repeat: int = 0) -> Tensor:
+    """Return a uniform time of each stratum for each picture, int64 [B, K]: independent between pictures."""
+    first = np.array([times.start for times in strata])
+    size = np.array([len(times) for times in strata])
+    rows = [
+        first + np.floor(stream(seed, "bound t", picture, repeat).random(len(strata)) * size) for picture in pictures
+    ]
+    return torch.from_numpy(np.stack(rows).astype(np.int64))

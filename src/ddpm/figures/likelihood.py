@@ -1,0 +1,81 @@
+"""Figures of the variational bound: what each noise level costs, and rate against distortion."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ddpm.diffusion.bits import BitsPerDim
+from ddpm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def bound_shares(bits: BitsPerDim) -> Figure:
+    """Return the cost of every reverse step over t, in bits/dim: on a linear axis, and with both axes logarithmic.
+
+    A range of times is drawn at the mean cost of its steps, with two standard errors (Nichol & Dhariwal 2021, Fig. 2).
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure = _figure(width=10.0)
+    first = [level.first for level in bits.levels]
+    edges = [float(t) for t in [*first, bits.levels[-1].last + 1]]
+    cost = [level.bits.value / level.size for level in bits.levels]
+    margin = [2 * level.bits.standard_error / level.size for level in bits.levels]
+    for place, logarithmic in enumerate((False, True), 1):
+        axes: Axes = figure.add_subplot(1, 2, place)
+        shift = 1.0 if logarithmic else 0.0  # the paper's t, which starts at 1, has a logarithm
+        axes.stairs(cost, [edge + shift for edge in edges], color="tab:blue", baseline=None)
+        middle = [(a + b) / 2 + shift for a, b in pairwise(edges)]
+        axes.errorbar(middle, cost, yerr=margin, fmt="none", ecolor="tab:blue", alpha=0.4)
+        axes.set_xlabel("t + 1" if logarithmic else "t")
+        axes.set_ylabel("bits/dim of one step")
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_yscale("log", nonpositive="mask")
+    share = bits.decoder.value / bits.total.value
+    figure.suptitle(
+        f"{bits.total.value:.3f} ± {bits.total.standard_error:.3f} bits/dim; "
+        f"L_0 is {share:.1%} of it, L_T {bits.prior.value:.2g} bits/dim"
+    )
+    return figure
+
+
+def rate_distortion(bits: BitsPerDim) -> Figure:
+    """Return distortion over t, rate over t, and distortion over rate (Ho et al. 2020, Fig. 5).
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure = _figure(width=13.0)
+    middle = [(level.first + level.last) / 2 for level in bits.levels]
+    distortion = [level.distortion.value for level in bits.levels]
+    rate = list(bits.rates())
+    panels = (
+        ("t", "distortion (RMSE, 0 to 255)", middle, distortion),
+        ("t", "rate (bits/dim)", middle, rate),
+        ("rate (bits/dim)", "distortion (RMSE, 0 to 255)", rate, distortion),
+    )
+    for place, (x_label, y_label, x, y) in enumerate(panels, 1):
+        axes: Axes = figure.add_subplot(1, 3, place)
+        axes.plot(x, y, ".-", color="tab:blue", markersize=3)
+        if x_label == "t":
+            axes.invert_xaxis()  # in the order of sampling: from noise to data
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def _figure(width: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "figures need matplotlib, which is not installed; run: pip install 'ddpm[figures]'"
+        ) from error
+    return Figure(figsize=(width, 4.0), layout="constrained")
