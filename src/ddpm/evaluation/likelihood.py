@@ -20,8 +20,9 @@ from ddpm.errors import ConfigError, DataError, SamplingError
 from ddpm.evaluation.unseen import Unseen, choose, full_precision
 from ddpm.model import Model
 
-STRATA = 100
-"""Ranges of times, of which a picture sees one time each: ten times cheaper than all of T = 1000."""
+STRATA = 50
+"""Ranges of times, of which a picture sees one time each: 20 times cheaper than all of T = 1000. On the digits, the
+standard error with 25, 50, 100 and 200 is 0.0240, 0.0226, 0.0223 and 0.0222 bits/dim: pictures differ more."""
 
 _VALUES_AT_ONCE = 2**18  # values of x_t in memory at once: activations stay under about 2 GiB
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_SMALLEST_SHARE = 1e-7  # of the largest cost: what is less, as L_0 may be by far, would flatten all others
+
 
 def bound_shares(bits: BitsPerDim) -> Figure:
     """Return the cost of every reverse step over t, in bits/dim: on a linear axis, and with both axes logarithmic.
@@ -37,6 +39,7 @@ def bound_shares(bits: BitsPerDim) -> Figure:
         if logarithmic:
             axes.set_xscale("log")
             axes.set_yscale("log", nonpositive="mask")
+            axes.set_ylim(bottom=max(cost) * _SMALLEST_SHARE)
     share = bits.decoder.value / bits.total.value
     figure.suptitle(
         f"{bits.total.value:.3f} ± {bits.total.standard_error:.3f} bits/dim; "
