@@ -260,14 +260,14 @@ def test_strata_partition_the_times_in_order(schedule: NoiseSchedule, count: int
 
 
 def test_strata_share_the_bound_of_normal_data() -> None:
-    """-log(1 - abar) falls by as much in each, but where a single time alone makes it fall by more."""
+    """-log(1 - abar) falls by about as much in each; the first step alone makes it fall by more."""
     schedule = make_schedule("linear", 1000)
     information = -torch.log(1 - schedule.alphas_cumprod)
     strata = time_strata(schedule, 50)
     falls = [float(information[times[0] - 1] - information[times[-1]]) for times in strata]
     shared = [fall for fall, times in zip(falls, strata, strict=True) if len(times) > 3]
     assert max(shared) < 1.6 * min(shared)
-    assert max(fall for fall, times in zip(falls, strata, strict=True) if len(times) > 1) < 1.5 * max(shared)
+    assert strata[0] == range(1, 2)
 
 
 @pytest.mark.parametrize("count", [0, 50])

@@ -149,5 +149,7 @@ def _field(
         x = x.detach().requires_grad_()
         prediction = denoiser(x, t)
         velocity = (signal * prediction.eps - noise * prediction.x_0) / math.cosh(u)
-        (pulled,) = torch.autograd.grad(velocity, x, directions, is_grads_batched=True)
-    return velocity.detach(), (pulled * directions).flatten(2).sum(2)
+    # One direction at a time, for all samples: batched over directions, compiled kernels could not be differentiated.
+    pulled = (torch.autograd.grad(velocity, x, e, retain_graph=True)[0] for e in directions)
+    traces = [(row * e).flatten(1).sum(1) for row, e in zip(pulled, directions, strict=True)]
+    return velocity.detach(), torch.stack(traces)
