@@ -62,6 +62,7 @@ def ode_bits_per_dim_of(
     seed: int = 0,
     steps: int = STEPS,
     probes: int | None = None,
+    clip: bool = False,
     batch_size: int | None = None,
     progress: ProgressFactory = silent,
 ) -> OdeBitsPerDim:
@@ -71,12 +72,14 @@ def ode_bits_per_dim_of(
     density into a mass. `ddpm.diffusion.ode_likelihood` says what is exact, and of which model.
 
     Args:
-        model: the model; its clipping is part of it.
+        model: the model.
         data: a store, whose held-out pictures are meant; or pictures [N, H, W, C] in the dtype of the model's data.
         n: at most so many pictures, chosen by the seed; none: all.
         seed: decides pictures, dequantisation and probes.
         steps: of the integrator, at least 2; each costs four network passes and their gradients.
         probes: random directions of the divergence, at least 2; none: exact up to 64 dimensions, else 2.
+        clip: whether x_0 is clipped to the range of the data. Dequantised values leave it by half a bin, and there a
+            clipped model has next to no density: several bits/dim are lost at few levels.
         batch_size: pictures at once; none: what fits in about 2 GiB.
         progress: told of every step of the integrator.
 
@@ -95,8 +98,8 @@ def ode_bits_per_dim_of(
         full_precision(model) as precision,
         progress(steps * len(batches) + steps // 2, "bits/dim of the ODE") as shown,
     ):
-        measured = [_bits(unseen, batch, steps, probes, shown) for batch in batches]
-        coarse = _bits(unseen, batches[0], steps // 2, probes, shown)[0]
+        measured = [_bits(unseen, batch, steps, probes, clip, shown) for batch in batches]
+        coarse = _bits(unseen, batches[0], steps // 2, probes, clip, shown)[0]
     bits, errors = (torch.cat(parts) for parts in zip(*measured, strict=True))
     if not bool(bits.isfinite().all()):
         raise SamplingError(
@@ -105,6 +108,7 @@ def ode_bits_per_dim_of(
     recipe = {
         "score": "probability-flow ODE",
         **unseen.recipe,
+        "clip": clip and model.codec.clip_range is not None,
         "is_bound": model.codec.levels is not None,
         "dequantisation": "none" if model.codec.levels is None else "uniform",
         "steps": steps,
@@ -121,7 +125,7 @@ def ode_bits_per_dim_of(
 
 
 def _bits(
-    unseen: Unseen, numbers: NDArray[np.int64], steps: int, probes: int | None, shown: Progress
+    unseen: Unseen, numbers: NDArray[np.int64], steps: int, probes: int | None, clip: bool, shown: Progress
 ) -> tuple[Tensor, Tensor]:
     """Return bits/dim and their standard error by the divergence, [B] each."""
     model, dimensions = unseen.model, unseen.dimensions
@@ -130,7 +134,7 @@ def _bits(
         width = 2 / (model.codec.levels - 1)
         x_0, log_width = x_0 + width * _uniform(unseen, numbers).to(x_0), dimensions * math.log(width)
     likelihood = ode_log_likelihood(
-        model.denoiser(clip=model.sampling.clip),
+        model.denoiser(clip=clip),
         model.schedule,
         x_0,
         unseen.noise(numbers),
