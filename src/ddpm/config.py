@@ -19,7 +19,7 @@ from ddpm.errors import ConfigError, nearest
 ScheduleName = Literal["linear", "cosine", "exponential", "quadratic", "sigmoid", "constant"]
 Parameterization = Literal["eps", "x_0", "v", "mu"]
 SamplerName = Literal["ddpm", "ddim"]
-FixedVariance = Literal["fixed_large", "fixed_small"]
+Variance = Literal["fixed_large", "fixed_small", "learned"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Channels = Literal["auto", "gray", "rgb", "rgba"]
 Fit = Literal["crop", "pad", "stretch"]
@@ -63,6 +63,7 @@ class NetworkConfig(Section):
         "conv", description="between levels: strided convolution, or BigGAN residual blocks"
     )
     num_groups: int = Field(32, ge=1, description="groups of GroupNorm, reduced where they do not divide")
+    self_conditioning: bool = Field(False, description="the network also reads its previous estimate of x_0")
 
     @model_validator(mode="after")
     def _attention_levels_exist(self) -> NetworkConfig:
@@ -102,6 +103,42 @@ class ObjectiveConfig(Section):
     """What the network predicts and how its error is weighted."""
 
     parameterization: Parameterization = Field("eps", description="what the network outputs")
+    loss: Literal["simple", "bound", "hybrid"] = Field(
+        "simple", description="squared error; the variational bound; or both, which trains a learned variance"
+    )
+    variance: Variance = Field(
+        "fixed_large", description="of the reverse process; learned: the network has outputs for it (bound or hybrid)"
+    )
+    weighting: Literal["none", "min_snr", "p2", "edm"] = Field(
+        "none", description="of the squared error over noise levels (simple or hybrid)"
+    )
+    min_snr_gamma: float = Field(5.0, gt=0.0, description="largest weight of a squared error of x_0, for min_snr")
+    p2_gamma: float = Field(1.0, ge=0.0, description="exponent of p2; 0 weights nothing")
+    p2_k: float = Field(1.0, gt=0.0, description="added to the signal-to-noise ratio in p2")
+    edm_sigma_data: float = Field(0.5, gt=0.0, description="standard deviation of the data in [-1, 1], for edm")
+    bound_weight: float = Field(1e-3, gt=0.0, description="lambda: share of the bound, in bits/dim, in hybrid")
+    timesteps: Literal["uniform", "importance"] = Field(
+        "uniform", description="how t is drawn in training; importance: in proportion to the size of its losses"
+    )
+
+    @model_validator(mode="after")
+    def _choices_agree(self) -> ObjectiveConfig:
+        if self.loss == "hybrid" and self.variance != "learned":
+            raise ValueError(
+                f"loss 'hybrid' is there to train a learned variance, but variance is '{self.variance}'; set "
+                "objective.variance=learned, or use loss 'simple' or 'bound'"
+            )
+        if self.loss == "simple" and self.variance == "learned":
+            raise ValueError(
+                "variance 'learned' with loss 'simple': nothing would train the variance; set objective.loss=hybrid, "
+                "or 'bound'"
+            )
+        if self.loss == "bound" and self.weighting != "none":
+            raise ValueError(
+                f"weighting '{self.weighting}' with loss 'bound': the bound has its own weights; use loss 'simple' or "
+                "'hybrid', or weighting 'none'"
+            )
+        return self
 
 
 class TrainingConfig(Section):
@@ -142,7 +179,9 @@ class SamplingConfig(Section):
     sampler: SamplerName = "ddim"
     steps: int = Field(50, ge=1, description="sampling steps")
     eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM's share of fresh noise: 0 deterministic, 1 ancestral")
-    variance: FixedVariance = Field("fixed_large", description="variance of the ancestral sampler")
+    variance: Variance | None = Field(
+        None, description="variance of the ancestral sampler; none: the one that the model was trained with"
+    )
     clip: bool = Field(True, description="clip the denoised estimate to the range of the data")
 
 
@@ -163,6 +202,11 @@ class Config(Section):
             raise ValueError(
                 f"schedule.zero_terminal_snr with objective.parameterization '{self.objective.parameterization}': "
                 "at zero signal the noise says nothing about the picture; use 'v' or 'x_0'"
+            )
+        if self.sampling.variance == "learned" and self.objective.variance != "learned":
+            raise ValueError(
+                f"sampling.variance is 'learned', but objective.variance is '{self.objective.variance}'; set "
+                "objective.variance=learned and objective.loss=hybrid to learn one"
             )
         if self.sampling.steps > self.schedule.num_timesteps:
             raise ValueError(

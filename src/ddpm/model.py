@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from ddpm.codec import Pictures, PixelCodec
-from ddpm.config import MIN_SIZE, NetworkConfig, ObjectiveConfig, SamplingConfig, explain
+from ddpm.config import MIN_SIZE, NetworkConfig, SamplingConfig, Variance, explain
 from ddpm.diffusion.denoiser import Denoiser, Parameterization, clipped, network_denoiser
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
@@ -38,10 +38,12 @@ class Model:
     """A trained model: everything that sampling needs.
 
     Attributes:
-        network: (x_t [B, C, H, W], t [B]) -> output [B, C, H, W].
+        network: (x_t [B, C, H, W], t [B]) -> output [B, C, H, W]; 2 C channels in with self-conditioning, and out
+            with a learned variance.
         network_config: what `network` was built from.
         schedule: the noise schedule of training.
         parameterization: what the network outputs.
+        variance: of the reverse process in training.
         codec: pictures <-> x_0.
         picture_shape: (H, W, C).
         sampling: the recommended sampler, steps and options.
@@ -54,6 +56,7 @@ class Model:
     parameterization: Parameterization
     codec: PixelCodec
     picture_shape: tuple[int, int, int]
+    variance: Variance = "fixed_large"
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -74,7 +77,13 @@ class Model:
 
     def denoiser(self, *, clip: bool = True) -> Denoiser:
         """Return what samplers see; with `clip`, x_0 is kept in the range of the data."""
-        denoiser = network_denoiser(self.network, self.schedule, self.parameterization)
+        denoiser = network_denoiser(
+            self.network,
+            self.schedule,
+            self.parameterization,
+            self_conditioning=self.network_config.self_conditioning,
+            x_0_range=self.codec.clip_range,
+        )
         if clip and self.codec.clip_range is not None:
             return clipped(denoiser, self.schedule, *self.codec.clip_range)
         return denoiser
@@ -103,7 +112,9 @@ class Model:
         height, width, channels = self.picture_shape
         noise = NoiseSource(seed, pictures, (channels, height, width), device=self.device)
         advice = self.sampling
-        options: dict[str, Any] = {"eta": advice.eta} if advice.sampler == "ddim" else {"variance": advice.variance}
+        options: dict[str, Any] = (
+            {"eta": advice.eta} if advice.sampler == "ddim" else {"variance": advice.variance or self.variance}
+        )
         return SAMPLERS[advice.sampler](
             self.denoiser(clip=advice.clip),
             self.schedule,
@@ -176,6 +187,7 @@ class Model:
         description = {
             "network": json.loads(self.network_config.model_dump_json()),
             "parameterization": self.parameterization,
+            "variance": self.variance,
             "codec": {
                 "levels": self.codec.levels,
                 "value_range": list(self.codec.value_range),
@@ -208,6 +220,7 @@ class Model:
 def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
     network_config = NetworkConfig.model_validate_json(json.dumps(description["network"]))
     shape = _checked_shape(description["picture_shape"], MIN_SIZE if network_config.kind == "unet" else 1)
+    variance: Variance = TypeAdapter(Variance).validate_python(description.get("variance", "fixed_large"))
     codec = description["codec"]
     low, high = codec["value_range"]
     weights = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
@@ -215,18 +228,17 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Mode
         if tensor.dtype != torch.float32:
             raise ValueError(f"weight '{name}' is {tensor.dtype}, expected torch.float32")
     with torch.device("meta"):  # so that a wrong description is refused before it takes any memory
-        network = build_network(network_config, shape)
+        network = build_network(network_config, shape, learned_variance=variance == "learned")
     network.load_state_dict(weights, strict=True, assign=True)
     network.eval().requires_grad_(False)
     return Model(
         network=network,
         network_config=network_config,
         schedule=NoiseSchedule(tensors["schedule.betas"]),
-        parameterization=ObjectiveConfig.model_validate(
-            {"parameterization": description["parameterization"]}
-        ).parameterization,
+        parameterization=TypeAdapter(Parameterization).validate_python(description["parameterization"]),
         codec=PixelCodec(codec["levels"], (float(low), float(high)), codec["dtype"]),
         picture_shape=shape,
+        variance=variance,
         sampling=SamplingConfig.model_validate_json(json.dumps(description["sampling"])),
         provenance=_checked_provenance(description["provenance"]),
     )

@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-paper": {
         "data": {"flip": True},
         "schedule": {"name": "linear"},
-        "objective": {"parameterization": "eps"},
+        "objective": {"parameterization": "eps", "variance": "fixed_large"},
         "network": {
             "base_channels": 128,
             "channel_multipliers": [1, 2, 2, 2],
@@ -78,7 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "evaluate_every": 5000,
             "stop": "budget",
         },
-        "sampling": {"sampler": "ddpm", "steps": 1000, "variance": "fixed_large"},
+        "sampling": {"sampler": "ddpm", "steps": 1000},
     },
 }
 """Every preset with a fixed recipe; `auto` is made from the data by `auto_preset`."""

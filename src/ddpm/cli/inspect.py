@@ -94,7 +94,10 @@ def _inspect_file(path: Path) -> None:
     height, width, channels = model.picture_shape
     print(f"{path}: a model, {model.num_parameters / 1e6:.2f} M parameters, {provenance.get('weights', '?')} weights")
     print(f"pictures: {height}x{width}, {channels} channels, {model.codec.levels or 'continuous'} levels")
-    print(f"schedule: {len(model.schedule):,} timesteps; the network predicts {model.parameterization}")
+    print(
+        f"schedule: {len(model.schedule):,} timesteps; the network predicts {model.parameterization}, "
+        f"variance {model.variance}"
+    )
     print(
         f"trained: {provenance.get('step', 0):,} steps, {provenance.get('pictures_seen', 0):,} pictures seen, on "
         f"{provenance.get('data', '?')} ({provenance.get('data_count', 0):,} pictures)"

@@ -11,13 +11,27 @@ from ddpm.networks.unet import UNet, build_unet
 __all__ = ["Mlp", "UNet", "build_network", "build_unet"]
 
 
-def build_network(config: NetworkConfig, picture_shape: tuple[int, int, int]) -> nn.Module:
+def build_network(
+    config: NetworkConfig, picture_shape: tuple[int, int, int], *, learned_variance: bool = False
+) -> nn.Module:
     """Return the network that `config` describes, for pictures of (H, W, C).
+
+    Args:
+        config: the description; with self-conditioning, the network reads 2 C channels: x_t, then an estimate of x_0.
+        picture_shape: (H, W, C).
+        learned_variance: whether it returns 2 C channels: the prediction, then the variance.
 
     Raises:
         ConfigError: if the description contradicts itself or the shape.
     """
     height, width, channels = picture_shape
+    inputs = channels * (2 if config.self_conditioning else 1)
+    outputs = channels * (2 if learned_variance else 1)
     if config.kind == "mlp":
-        return Mlp(shape=(channels, height, width), width=config.base_channels, depth=config.blocks_per_level)
-    return build_unet(config, channels)
+        return Mlp(
+            shape=(inputs, height, width),
+            out_channels=outputs,
+            width=config.base_channels,
+            depth=config.blocks_per_level,
+        )
+    return build_unet(config, inputs, outputs)

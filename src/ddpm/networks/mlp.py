@@ -34,30 +34,33 @@ class MlpBlock(nn.Module):
 class Mlp(nn.Module):
     """Predicts from flattened x_t and t; the simplified network of many DDPM tutorials, made residual."""
 
-    def __init__(self, *, shape: tuple[int, int, int], width: int = 128, depth: int = 4) -> None:
+    def __init__(
+        self, *, shape: tuple[int, int, int], out_channels: int | None = None, width: int = 128, depth: int = 4
+    ) -> None:
         """Build the network.
 
         Args:
-            shape: (C, H, W) of x_t.
+            shape: (C, H, W) of the input.
+            out_channels: of the output; none: C.
             width: of every hidden layer.
             depth: residual blocks.
         """
         super().__init__()
         self.shape = shape
         self.width = width
-        values = math.prod(shape)
+        self.out_shape = (shape[0] if out_channels is None else out_channels, *shape[1:])
         self.embed_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.enter = nn.Linear(values, width)
+        self.enter = nn.Linear(math.prod(shape), width)
         self.blocks = nn.ModuleList(MlpBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, values)
+        self.leave = nn.Linear(width, math.prod(self.out_shape))
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Condition | None = None, *, dropout_keys: Tensor | None = None
     ) -> Tensor:
-        """Return the output, float32 or better.
+        """Return the output [B, out_channels, H, W], float32 or better.
 
         Args:
             x_t: [B, C, H, W].
@@ -76,5 +79,5 @@ class Mlp(nn.Module):
         h = self.enter(x_t.flatten(1))  # [B, width]
         for block in self.blocks:
             h = block(h, embedding)  # [B, width]
-        output: Tensor = self.leave(torch.nn.functional.silu(self.norm(h)))  # [B, C H W]
-        return output.to(x_t.dtype).reshape(x_t.shape)
+        output: Tensor = self.leave(torch.nn.functional.silu(self.norm(h)))  # [B, out_channels H W]
+        return output.to(x_t.dtype).reshape(-1, *self.out_shape)

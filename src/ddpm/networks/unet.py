@@ -239,11 +239,20 @@ class UNet(nn.Module):
         h = after(attention(before(skips[-1], inputs)), inputs)  # [B, C, H' / stride, W' / stride]
         for level in self.up:
             h = level(h, inputs, skips)
-        h = self.conv_out(self.norm_out(h, silu=True))  # [B, out_channels, H', W']
+        h = self._leave(self.norm_out(h, silu=True))  # [B, out_channels, H', W']
         top, left = (h.shape[-2] - height) // 2, (h.shape[-1] - width) // 2
         h = h[:, :, top : top + height, left : left + width]  # [B, out_channels, H, W]
         output: Tensor = h.to(torch.float64 if x_t.dtype == torch.float64 else torch.float32)
         return output
+
+    def _leave(self, h: Tensor) -> Tensor:
+        """Return the last convolution in float32: rounded to bfloat16, mu would be off by up to 0.3 once read as eps.
+
+        It costs 0 to 3 % of a step.
+        """
+        with torch.autocast(h.device.type, enabled=False):
+            output: Tensor = self.conv_out(h.to(self.conv_out.weight.dtype))
+            return output
 
     def _embed(self, t: Tensor, condition: Condition | None) -> Tensor:
         """Return the embedding of time and class, projected for all blocks in one product: [B, sum of widths]."""

@@ -1,11 +1,15 @@
-"""Which pictures, times and noise each optimizer step sees: a pure function of (seed, step)."""
+"""Which pictures, times and noise each optimizer step sees: a pure function of (seed, step).
+
+Importance-sampled times depend on the losses so far, while batches are made in advance: so a batch carries the uniform
+number behind each time, and the training loop replaces the time when the step is made.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TypeVar
 
@@ -16,9 +20,11 @@ from torch import Tensor
 
 from ddpm.codec import Codec, Pictures
 from ddpm.diffusion.noise import NoiseSource, stream
+from ddpm.training.importance import uniform_times
 
 T = TypeVar("T")
 
+_UNIFORM_STEPS = 2**53  # as many as a float64 in [0, 1) can tell apart
 _BLOCK = 4096  # random numbers of consecutive pictures are drawn this many at a time: one stream each would cost more
 
 
@@ -29,9 +35,12 @@ class Batch:
     Attributes:
         rows: int64 [B], the rows of the data set.
         x_0: float32 [B, C, H, W].
-        t: int64 [B], uniform over the timesteps.
+        t: int64 [B], floor(u T), or as importance sampling has chosen it.
         eps: float32 [B, C, H, W], standard normal.
         dropout_keys: int64 [B], the key of each picture's dropout masks.
+        u: float64 [B], uniform in [0, 1), behind `t`.
+        conditioned: bool [B], whether a self-conditioned network sees its own estimate, or zeros.
+        weights: float32 [B], of each loss in the mean; 1 where t is uniform.
     """
 
     rows: NDArray[np.int64]
@@ -39,6 +48,16 @@ class Batch:
     t: Tensor
     eps: Tensor
     dropout_keys: Tensor
+    u: Tensor
+    conditioned: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, start: int, size: int) -> Batch:
+        """Return up to `size` pictures from number `start` on."""
+        return Batch(**{each.name: getattr(self, each.name)[start : start + size] for each in fields(self)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +94,16 @@ class BatchSource:
             mirrored = self._draw("flip", numbers, 2) == 1
             pictures[mirrored] = pictures[mirrored][:, :, ::-1]
         x_0 = self.codec.encode(pictures)
+        u = torch.from_numpy(self._draw("t", numbers, _UNIFORM_STEPS)).double() / _UNIFORM_STEPS
         return Batch(
             rows=rows,
             x_0=x_0,
-            t=torch.from_numpy(self._draw("t", numbers, self.num_timesteps)),
+            t=uniform_times(u, self.num_timesteps),
             eps=NoiseSource(self.seed, [int(i) for i in numbers], x_0.shape[1:]).normal(0, "eps"),
             dropout_keys=torch.from_numpy(self._draw("dropout", numbers, 2**31)),
+            u=u,
+            conditioned=torch.from_numpy(self._draw("self-conditioning", numbers, 2) == 1),
+            weights=torch.ones(len(rows)),
         )
 
     def _order(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -82,6 +82,8 @@ def _tensors_of(state: TrainState) -> dict[str, Tensor]:
     for name, parameter in state.network.named_parameters():
         for slot, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{slot}.{name}"] = value
+    if state.history is not None:
+        tensors |= {"history.losses": state.history.losses, "history.counts": state.history.counts}
     return tensors
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ddpm.codec import Codec
 from ddpm.data import Store
 from ddpm.diffusion.noise import NoiseSource, stream
+from ddpm.diffusion.objectives import Losses, concatenated
 from ddpm.training.batches import Batch
 from ddpm.training.loop import Objective
 from ddpm.training.metrics import NOISE_RANGES, noise_range
@@ -46,10 +47,18 @@ class HeldOut:
             t = t[torch.from_numpy(stream(seed, "evaluation t").permutation(_MOST))]
             x_0 = codec.encode(store.pictures[chosen])
             eps = NoiseSource(seed, range(_MOST), x_0.shape[1:]).normal(0, "evaluation eps")
-            unused = torch.zeros(_MOST, dtype=torch.int64)
             size = max(1, min(_AT_ONCE, _VALUES_AT_ONCE // math.prod(x_0.shape[1:])))
-            parts = (slice(start, start + size) for start in range(0, _MOST, size))
-            return tuple(Batch(chosen[part], x_0[part], t[part], eps[part], unused[part]) for part in parts)
+            whole = Batch(
+                rows=chosen,
+                x_0=x_0,
+                t=t,
+                eps=eps,
+                dropout_keys=torch.zeros(_MOST, dtype=torch.int64),
+                u=(t.double() + 0.5) / num_timesteps,
+                conditioned=torch.ones(_MOST, dtype=torch.bool),  # as in sampling, where all steps but one have it
+                weights=torch.ones(_MOST),
+            )
+            return tuple(whole.part(start, size) for start in range(0, _MOST, size))
 
         return HeldOut(batches(store.held_out, "evaluation held out"), batches(store.train, "evaluation train"))
 
@@ -58,10 +67,13 @@ class HeldOut:
         """Return the losses of a network, without dropout."""
         held_out = self._losses(network, objective, self.held_out)
         ranges = noise_range(torch.cat([batch.t for batch in self.held_out]).numpy(), len(objective.schedule))
-        by_noise = tuple(float(held_out[torch.from_numpy(ranges == k)].mean()) for k in range(NOISE_RANGES))
-        train = self._losses(network, objective, self.train)
-        return Evaluation(step, float(held_out.mean()), float(train.mean()), by_noise)
+        total = held_out.total
+        by_noise = tuple(float(total[torch.from_numpy(ranges == k)].mean()) for k in range(NOISE_RANGES))
+        parts = {name: float(part.mean()) for name, part in held_out.parts().items()}
+        train = self._losses(network, objective, self.train).total
+        return Evaluation(step, float(total.mean()), float(train.mean()), by_noise, parts)
 
     @staticmethod
-    def _losses(network: nn.Module, objective: Objective, batches: tuple[Batch, ...]) -> Tensor:
-        return torch.cat([objective.losses(network, batch, dropout=False).float().cpu() for batch in batches])
+    def _losses(network: nn.Module, objective: Objective, batches: tuple[Batch, ...]) -> Losses:
+        each = [objective.losses(network, batch, dropout=False) for batch in batches]
+        return concatenated([losses.map(lambda part: part.float().cpu()) for losses in each])

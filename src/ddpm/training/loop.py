@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.config import TrainingConfig
-from ddpm.diffusion import objectives, process
-from ddpm.diffusion.denoiser import Parameterization
+from ddpm.config import ObjectiveConfig, TrainingConfig
+from ddpm.diffusion import process
+from ddpm.diffusion.denoiser import to_prediction, with_estimate
+from ddpm.diffusion.objectives import Losses, Noised, concatenated, training_losses
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import TrainingError
 from ddpm.training.batches import Batch
 from ddpm.training.ema import Ema
 from ddpm.training.engine import Engine
+from ddpm.training.importance import LossHistory
 
 MAX_SKIPPED_IN_A_ROW = 10
 """Steps with a non-finite loss or gradient, one after another, at which training stops."""
@@ -36,6 +38,7 @@ class TrainState:
         skipped: steps whose update was skipped because a number was not finite.
         skipped_in_a_row: how many of them were the latest.
         micro_batch_size: pictures in memory at once; halved when memory runs out.
+        history: the losses by which times are drawn; none: times are uniform.
     """
 
     network: nn.Module
@@ -45,6 +48,7 @@ class TrainState:
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    history: LossHistory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,9 @@ class StepReport:
 
     Attributes:
         step: steps made so far, this one included.
-        loss: mean over the batch.
-        losses: float32 [B], of each picture.
+        loss: mean over the batch; with importance-sampled times, weighted to estimate that of uniform ones.
+        losses: float32 [B], of each picture, without that weight.
+        parts: float32 [B] each, what `losses` are made of: "simple", "bound"; empty for L_simple alone.
         batch: what the step saw.
         gradient_norm: before clipping.
         learning_rate: of this step.
@@ -65,6 +70,7 @@ class StepReport:
     step: int
     loss: float
     losses: NDArray[np.float32]
+    parts: Mapping[str, NDArray[np.float32]]
     batch: Batch
     gradient_norm: float
     learning_rate: float
@@ -74,29 +80,56 @@ class StepReport:
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """What is minimised: L_simple of a parameterization under a schedule (Ho et al. 2020, Eq. 14).
+    """What is minimised, where (`ddpm.diffusion.objectives` has the mathematics).
 
     Attributes:
         schedule: the noise schedule.
-        parameterization: what the network outputs.
+        config: the choice of loss.
         engine: where and in which precision.
+        levels: gray levels of the data; none: continuous.
+        x_0_range: of the data, to which estimates for self-conditioning are clamped; none: unbounded.
+        self_conditioning: whether the network reads an estimate of x_0 beside x_t.
     """
 
     schedule: NoiseSchedule
-    parameterization: Parameterization
+    config: ObjectiveConfig
     engine: Engine
+    levels: int | None = None
+    x_0_range: tuple[float, float] | None = (-1.0, 1.0)
+    self_conditioning: bool = False
 
-    def losses(self, network: nn.Module, batch: Batch, *, dropout: bool = True) -> Tensor:
-        """Return the loss of each picture of a batch, float32 [B] on the device."""
+    def losses(self, network: nn.Module, batch: Batch, *, dropout: bool = True) -> Losses:
+        """Return the losses of each picture of a batch, without its weights, float32 [B] on the device."""
+        device = self.engine.device
         x_t = process.q_sample(batch.x_0, batch.t, batch.eps, self.schedule)
-        wanted = objectives.target(batch.x_0, batch.eps, x_t, batch.t, self.schedule, self.parameterization)
+        noised = Noised(batch.x_0.to(device), batch.eps.to(device), x_t.to(device), batch.t)
+        seen = self._with_estimates(network, noised, batch.conditioned) if self.self_conditioning else noised.x_t
+        output = self._run(network, seen, batch.t, batch.dropout_keys if dropout else None)
+        return training_losses(output, noised, self.schedule, self.config, self.levels)
+
+    @torch.no_grad()
+    def _with_estimates(self, network: nn.Module, noised: Noised, conditioned: Tensor) -> Tensor:
+        """Return x_t beside zeros, or where `conditioned` beside what the network makes of them (Chen et al. 2022).
+
+        The first pass has no gradient and, as in sampling, no dropout; it costs a forward for half of the pictures.
+        """
+        seen = with_estimate(noised.x_t, None, self.x_0_range)
+        rows = conditioned.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return seen
+        there, t = rows.to(seen.device), noised.t[rows]
+        output = self._run(network, seen[there], t, None)
+        estimate = to_prediction(output, noised.x_t[there], t, self.schedule, self.config.parameterization).x_0
+        return seen.index_copy(0, there, with_estimate(noised.x_t[there], estimate, self.x_0_range))
+
+    def _run(self, network: nn.Module, seen: Tensor, t: Tensor, dropout_keys: Tensor | None) -> Tensor:
         device = self.engine.device
         memory_format = torch.channels_last if self.engine.channels_last else torch.contiguous_format
-        x_t = x_t.to(device, memory_format=memory_format)
-        times = batch.t.to(device, torch.float32)
+        seen = seen.to(memory_format=memory_format)
+        keys = None if dropout_keys is None else dropout_keys.to(device)
         with self.engine.autocast():
-            output = network(x_t, times, dropout_keys=batch.dropout_keys.to(device) if dropout else None)
-        return objectives.squared_error(output, wanted.to(device))
+            output: Tensor = network(seen, t.to(device, torch.float32), dropout_keys=keys)
+        return output
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -131,24 +164,29 @@ def train_steps(
     Raises:
         TrainingError: after `MAX_SKIPPED_IN_A_ROW` skipped steps, or when memory runs out with one picture.
     """
-    for batch in batches:
+    for drawn in batches:
+        batch = _with_times(drawn, state.history)
         rate = learning_rate(state.step, config)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         losses, notices = _backward_within_memory(state, batch, objective)
         norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip))
-        loss = float(losses.mean())
+        loss = float((losses.total * batch.weights).mean())
         finite = math.isfinite(loss) and math.isfinite(norm)
         state.step += 1
         if finite:
             state.optimizer.step()
             state.ema.update(state.network, state.step - state.skipped)
             state.skipped_in_a_row = 0
+            if state.history is not None:
+                state.history.update(batch.t, losses.total)
         else:
             state.skipped += 1
             state.skipped_in_a_row += 1
         state.optimizer.zero_grad(set_to_none=True)
-        yield StepReport(state.step, loss, losses.numpy(), batch, norm, rate, not finite, tuple(notices))
+        parts = {name: part.numpy() for name, part in losses.parts().items()}
+        each = losses.total.numpy()
+        yield StepReport(state.step, loss, each, parts, batch, norm, rate, not finite, tuple(notices))
         if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite (the last at step "
@@ -157,7 +195,15 @@ def train_steps(
             )
 
 
-def _backward_within_memory(state: TrainState, batch: Batch, objective: Objective) -> tuple[Tensor, list[str]]:
+def _with_times(batch: Batch, history: LossHistory | None) -> Batch:
+    """Return the batch with its times and weights as importance sampling wants them now."""
+    if history is None:
+        return batch
+    t, weights = history.times(batch.u)
+    return replace(batch, t=t, weights=weights)
+
+
+def _backward_within_memory(state: TrainState, batch: Batch, objective: Objective) -> tuple[Losses, list[str]]:
     notices: list[str] = []
     while True:
         try:
@@ -170,24 +216,23 @@ def _backward_within_memory(state: TrainState, batch: Batch, objective: Objectiv
                     "not enough memory for one picture; use a smaller --size or network.base_channels"
                 ) from error
         # Outside of the except clause: the exception holds the frames, and they hold the memory.
-        state.micro_batch_size = max(1, min(state.micro_batch_size, len(batch.t)) // 2)
+        state.micro_batch_size = max(1, min(state.micro_batch_size, len(batch)) // 2)
         state.optimizer.zero_grad(set_to_none=True)
         notices.append(f"out of memory: going on with micro-batches of {state.micro_batch_size}, the same batch size")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _backward(state: TrainState, batch: Batch, objective: Objective) -> Tensor:
-    """Accumulate the gradient of the mean loss over micro-batches; return the losses, float32 [B] on the CPU."""
-    count = len(batch.t)
+def _backward(state: TrainState, batch: Batch, objective: Objective) -> Losses:
+    """Accumulate the gradient of the mean weighted loss over micro-batches; return losses, float32 [B] on the CPU."""
     collected = []
-    for start in range(0, count, state.micro_batch_size):
-        part = slice(start, start + state.micro_batch_size)
-        micro = Batch(batch.rows[part], batch.x_0[part], batch.t[part], batch.eps[part], batch.dropout_keys[part])
+    for start in range(0, len(batch), state.micro_batch_size):
+        micro = batch.part(start, state.micro_batch_size)
         losses = objective.losses(state.network, micro)
-        (losses.sum() / count).backward()  # type: ignore[no-untyped-call]
-        collected.append(losses.detach())
-    return torch.cat(collected).float().cpu()
+        weighted = losses.total * micro.weights.to(losses.total.device)
+        (weighted.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
+        collected.append(losses.map(lambda part: part.detach().float().cpu()))
+    return concatenated(collected)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -27,6 +27,8 @@ class LossWindow:
         self._start()
 
     def _start(self) -> None:
+        self._losses: list[float] = []
+        self._parts: dict[str, list[float]] = {}
         self._sums = np.zeros(NOISE_RANGES)
         self._counts = np.zeros(NOISE_RANGES, dtype=np.int64)
         self._norms: list[float] = []
@@ -44,6 +46,10 @@ class LossWindow:
         if report.skipped:
             self._skipped += 1
             return
+        self._losses.append(report.loss)
+        weights = report.batch.weights.numpy()
+        for name, part in report.parts.items():
+            self._parts.setdefault(name, []).append(float((weights * part).mean()))
         ranges = noise_range(report.batch.t.numpy(), self.num_timesteps)
         np.add.at(self._sums, ranges, report.losses)
         np.add.at(self._counts, ranges, 1)
@@ -52,10 +58,10 @@ class LossWindow:
     def take(self) -> dict[str, Any]:
         """Return the line of metrics, and start anew."""
         assert self._latest is not None  # a line is only asked for after a step
-        counted = self._counts.sum()
         line = {
             "step": self._latest.step,
-            "loss": float(self._sums.sum() / counted) if counted else None,
+            "loss": float(np.mean(self._losses)) if self._losses else None,
+            **{name: float(np.mean(values)) for name, values in self._parts.items()},
             "loss_by_noise": [float(s / c) if c else None for s, c in zip(self._sums, self._counts, strict=True)],
             "gradient_norm": float(np.mean(self._norms)) if self._norms else None,
             "learning_rate": self._latest.learning_rate,

@@ -22,6 +22,7 @@ from ddpm.training.ema import Ema
 from ddpm.training.engine import Engine, choose_engine, engine_of, without_kernels
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Notice, Previewed, Saved
+from ddpm.training.importance import LossHistory
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
 from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
 from ddpm.training.preview import save_preview
@@ -91,6 +92,7 @@ class Session:
             network_config=config.network,
             schedule=self.objective.schedule,
             parameterization=config.objective.parameterization,
+            variance=config.objective.variance,
             codec=self.plan.codec,
             picture_shape=self.plan.picture_shape,
             sampling=config.sampling,
@@ -126,6 +128,7 @@ class Session:
                 "held_out": evaluation.held_out,
                 "train": evaluation.train,
                 "held_out_by_noise": list(evaluation.by_noise),
+                **{f"held_out_{name}": value for name, value in evaluation.parts.items()},
                 "status": status.verdict,
             }
         )
@@ -231,7 +234,8 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine) -> Session:
     config, training = plan.config, plan.config.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(config.seed, "weights").integers(2**63)))
-        network = engine.place(build_network(config.network, plan.picture_shape))
+        learned = config.objective.variance == "learned"
+        network = engine.place(build_network(config.network, plan.picture_shape, learned_variance=learned))
     schedule = make_schedule(
         config.schedule.name, config.schedule.num_timesteps, zero_terminal_snr=config.schedule.zero_terminal_snr
     )
@@ -240,12 +244,21 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine) -> Session:
         ema=Ema(network, training.ema_decay),
         optimizer=make_optimizer(network, training),
         micro_batch_size=training.micro_batch_size or training.batch_size,
+        history=LossHistory.empty(len(schedule)) if config.objective.timesteps == "importance" else None,
+    )
+    objective = Objective(
+        schedule=schedule,
+        config=config.objective,
+        engine=engine,
+        levels=plan.codec.levels,
+        x_0_range=plan.codec.clip_range,
+        self_conditioning=config.network.self_conditioning,
     )
     return Session(
         plan=plan,
         folder=folder,
         state=state,
-        objective=Objective(schedule, config.objective.parameterization, engine),
+        objective=objective,
         engine=engine,
         held_out=HeldOut.of(plan.store, plan.codec, len(schedule), config.seed),
     )
@@ -271,7 +284,7 @@ def _compare(plan: Plan, notes: dict[str, Any]) -> list[str]:
 
 def evaluation_of(tree: dict[str, Any]) -> Evaluation:
     """Return the evaluation that its plain values describe."""
-    return Evaluation(tree["step"], tree["held_out"], tree["train"], tuple(tree["by_noise"]))
+    return Evaluation(tree["step"], tree["held_out"], tree["train"], tuple(tree["by_noise"]), tree.get("parts", {}))
 
 
 def _milestone_due(step: int, steps: int, milestones: int, every: int) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["starting", "improving", "plateau", "overfitting", "diverging"]
@@ -24,12 +24,15 @@ class Evaluation:
         held_out: mean loss of held-out pictures, averaged weights.
         train: the same on as many training pictures.
         by_noise: held-out loss in four ranges of t, from little noise to much.
+        parts: what the held-out loss is made of, "simple" and "bound"; empty for L_simple alone. The bound lacks L_T,
+            and is of few times: it tells the steps of one run apart, and is no likelihood.
     """
 
     step: int
     held_out: float
     train: float
     by_noise: tuple[float, ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
