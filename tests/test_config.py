@@ -208,3 +208,41 @@ def test_the_papers_network_has_its_number_of_parameters() -> None:
     with torch.device("meta"):
         network = build_network(config.network, (32, 32, 3))
     assert round(sum(weight.numel() for weight in network.parameters()) / 1e6, 1) == 35.7  # Ho et al. 2020, App. B
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"loss": "hybrid"}, "objective: loss 'hybrid' .* variance is 'fixed_large'; set objective.variance=learned"),
+        ({"variance": "learned"}, "nothing would train the variance; set objective.loss=hybrid"),
+        ({"loss": "bound", "weighting": "p2"}, "the bound has its own weights"),
+        ({"min_snr_gamma": 0.0}, "objective.min_snr_gamma' is 0.0"),
+        ({"p2_k": 0.0}, "objective.p2_k' is 0.0"),
+        ({"p2_gamma": -1.0}, "objective.p2_gamma' is -1.0"),
+        ({"edm_sigma_data": 0.0}, "objective.edm_sigma_data' is 0.0"),
+        ({"bound_weight": 0.0}, "objective.bound_weight' is 0.0"),
+        ({"loss": "elbo"}, "objective.loss' is 'elbo'"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_tree({"objective": choices})
+
+
+def test_sampling_with_a_variance_that_is_not_learned_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is 'learned', but objective.variance is 'fixed_large'; set"):
+        from_tree({"sampling": {"variance": "learned"}})
+    learned = {"objective": {"loss": "hybrid", "variance": "learned"}, "sampling": {"variance": "learned"}}
+    assert from_tree(learned).sampling.variance == "learned"
+
+
+@pytest.mark.parametrize("kind", ["unet", "mlp"])
+@pytest.mark.parametrize("self_conditioning", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_every_network_takes_an_estimate_and_gives_a_variance(
+    kind: str, self_conditioning: bool, learned: bool
+) -> None:
+    tree = {"kind": kind, "base_channels": 8, "num_groups": 4, "self_conditioning": self_conditioning}
+    network = build_network(from_tree({"network": tree}).network, (6, 5, 3), learned_variance=learned)
+    x = torch.zeros(2, 6 if self_conditioning else 3, 6, 5)
+    assert network(x, torch.zeros(2)).shape == (2, 6 if learned else 3, 6, 5)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ddpm.codec import PixelCodec
-from ddpm.config import NetworkConfig, SamplingConfig
+from ddpm.config import NetworkConfig, SamplingConfig, Variance
 from ddpm.diffusion import make_schedule
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.errors import ModelFileError, SamplingError
@@ -25,12 +25,23 @@ from ddpm.networks import build_network
 Change = Callable[[dict[str, Any]], object]
 
 
-def tiny_model(*, codec: PixelCodec | None = None, **advice: Any) -> Model:
+def tiny_model(
+    *,
+    codec: PixelCodec | None = None,
+    variance: Variance = "fixed_large",
+    self_conditioning: bool = False,
+    **advice: Any,
+) -> Model:
     """Return a model of 6x5 colour pictures whose random weights do make pictures that differ."""
     config = NetworkConfig(
-        base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1, attention_levels=(1,), num_groups=4
+        base_channels=8,
+        channel_multipliers=(1, 2),
+        blocks_per_level=1,
+        attention_levels=(1,),
+        num_groups=4,
+        self_conditioning=self_conditioning,
     )
-    network = build_network(config, (6, 5, 3))
+    network = build_network(config, (6, 5, 3), learned_variance=variance == "learned")
     generator = torch.Generator().manual_seed(0)
     for weight in network.parameters():
         weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
@@ -42,9 +53,44 @@ def tiny_model(*, codec: PixelCodec | None = None, **advice: Any) -> Model:
         parameterization="v",
         codec=codec or PixelCodec(256, (0.0, 255.0), "uint8"),
         picture_shape=(6, 5, 3),
+        variance=variance,
         sampling=SamplingConfig(**{"steps": 3, **advice}),
         provenance={"step": 7, "data": "no data", "config": {"seed": 0}},
     )
+
+
+def last_x(model: Model) -> torch.Tensor:
+    *_, step = model.sample_steps(range(2))
+    return step.x
+
+
+@pytest.mark.parametrize("self_conditioning", [False, True])
+@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small", "learned"])
+def test_the_ancestral_sampler_uses_the_variance_of_training(
+    tmp_path: Path, variance: Variance, self_conditioning: bool
+) -> None:
+    model = tiny_model(variance=variance, self_conditioning=self_conditioning, sampler="ddpm", steps=6)
+    model.save(tmp_path / "m.safetensors")
+    loaded = Model.load(tmp_path / "m.safetensors")
+    assert (loaded.variance, loaded.network_config) == (variance, model.network_config)
+    assert torch.equal(last_x(loaded), last_x(model))
+    assert torch.equal(last_x(loaded), last_x(loaded.with_sampling(variance=variance)))
+    for other in {"fixed_large", "fixed_small"} - {variance}:
+        assert not torch.equal(last_x(loaded), last_x(loaded.with_sampling(variance=other)))
+    if variance != "learned":
+        with pytest.raises(SamplingError, match="this model's variance is fixed"):
+            last_x(loaded.with_sampling(variance="learned"))
+
+
+def test_a_file_that_names_no_variance_has_the_large_one(tmp_path: Path, saved: Path) -> None:
+    older = rewrite(saved, tmp_path / "m.safetensors", change=lambda tree: tree.pop("variance"))
+    assert Model.load(older).variance == "fixed_large"
+
+
+def test_a_variance_that_the_weights_do_not_fit_is_refused(tmp_path: Path, saved: Path) -> None:
+    for value in ("learned", "large", None):
+        path = rewrite(saved, tmp_path / "m.safetensors", change=lambda tree, value=value: tree.update(variance=value))
+        assert "describes no valid model" in refusal(path)
 
 
 @pytest.fixture(scope="module")

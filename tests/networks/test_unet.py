@@ -326,3 +326,13 @@ class TestRefusals:
     def test_options_out_of_range(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             small(**options)
+
+
+def test_the_output_is_not_rounded_to_bfloat16() -> None:
+    """An error of mu grows up to 157 times in eps: its last bits matter, wherever the rest is computed."""
+    network = UNet(in_channels=1, base_channels=8, channel_multipliers=(1,), num_groups=4)
+    nn.init.normal_(network.conv_out.weight)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = network(torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8), torch.zeros(1))
+    assert output.dtype == torch.float32
+    assert not torch.equal(output, output.bfloat16().float())

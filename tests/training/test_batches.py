@@ -13,6 +13,7 @@ from ddpm.training.batches import Batch, BatchSource, prefetched
 COUNT = 40
 PICTURES = np.arange(COUNT * 4 * 4, dtype=np.float32).reshape(COUNT, 4, 4, 1)
 CODEC = PixelCodec(None, (-1.0, 1.0), "float32")
+TENSORS = ("x_0", "t", "eps", "dropout_keys", "u", "conditioned", "weights")
 
 
 def source(**changes: object) -> BatchSource:
@@ -21,8 +22,7 @@ def source(**changes: object) -> BatchSource:
 
 
 def equal(a: Batch, b: Batch) -> bool:
-    fields = ("x_0", "t", "eps", "dropout_keys")
-    return np.array_equal(a.rows, b.rows) and all(torch.equal(getattr(a, f), getattr(b, f)) for f in fields)
+    return np.array_equal(a.rows, b.rows) and all(torch.equal(getattr(a, f), getattr(b, f)) for f in TENSORS)
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
@@ -32,14 +32,14 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     assert all(map(equal, forwards, backwards))
     assert not equal(forwards[0], forwards[1])
     changed = source(flip=True, seed=2).batch(0)
-    for name in ("x_0", "t", "eps", "dropout_keys"):
+    for name in TENSORS[:-1]:
         assert not torch.equal(getattr(forwards[0], name), getattr(changed, name)), name
 
 
 def test_the_batch_size_does_not_change_what_picture_i_gets() -> None:
     small = [source(flip=True, batch_size=8).batch(step) for step in range(4)]
     large = [source(flip=True, batch_size=32).batch(0)]
-    for name in ("rows", "x_0", "t", "eps", "dropout_keys"):
+    for name in ("rows", *TENSORS):
         a, b = (np.concatenate([np.asarray(getattr(batch, name)) for batch in batches]) for batches in (small, large))
         assert np.array_equal(a, b), name
 
@@ -58,6 +58,24 @@ def test_times_are_uniform_and_in_range() -> None:
     counts = torch.bincount(t, minlength=100)
     assert len(counts) == 100
     assert (counts - 200).abs().max() < 5 * 200**0.5
+
+
+def test_times_are_the_uniform_numbers_behind_them() -> None:
+    batch = source(batch_size=5000).batch(0)
+    assert torch.equal(batch.t, (batch.u * 100).floor().long())
+    assert float(batch.u.min()) >= 0
+    assert float(batch.u.max()) < 1
+    assert bool((batch.weights == 1).all())
+    assert abs(float(batch.conditioned.double().mean()) - 0.5) < 0.03
+
+
+def test_the_parts_of_a_batch_are_the_batch() -> None:
+    batch = source().batch(3)
+    parts = [batch.part(start, 7) for start in range(0, 16, 7)]
+    assert [len(part) for part in parts] == [7, 7, 2]
+    for name in ("rows", *TENSORS):
+        joined = np.concatenate([np.asarray(getattr(part, name)) for part in parts])
+        assert np.array_equal(joined, np.asarray(getattr(batch, name))), name
 
 
 def test_flips_mirror_about_half_and_nothing_else() -> None:

@@ -8,6 +8,7 @@ import torch
 from tiny_runs import same_bits, tiny_plan
 from torch import nn
 
+from ddpm.config import ObjectiveConfig
 from ddpm.diffusion.schedules import make_schedule
 from ddpm.networks import build_network
 from ddpm.training.engine import Engine
@@ -17,7 +18,8 @@ from ddpm.training.metrics import NOISE_RANGES, noise_range
 from ddpm.training.plan import Plan
 
 T = 100
-OBJECTIVE = Objective(make_schedule("cosine", T), "v", Engine("cpu", "float32", channels_last=False, threads=1))
+ENGINE = Engine("cpu", "float32", channels_last=False, threads=1)
+OBJECTIVE = Objective(make_schedule("cosine", T), ObjectiveConfig(parameterization="v"), ENGINE)
 
 
 @pytest.fixture
@@ -84,3 +86,14 @@ def test_the_losses_by_noise_average_to_the_whole(plan: Plan) -> None:
     assert evaluation.step == 7
     assert len(evaluation.by_noise) == NOISE_RANGES
     assert abs(float(np.mean(evaluation.by_noise)) - evaluation.held_out) < 1e-5  # 64 of the 256 times in each range
+
+
+def test_the_parts_of_a_hybrid_loss_stand_beside_it(plan: Plan) -> None:
+    config = ObjectiveConfig(parameterization="v", loss="hybrid", variance="learned")
+    hybrid = Objective(OBJECTIVE.schedule, config, ENGINE, levels=17)
+    torch.manual_seed(0)
+    network = build_network(plan.config.network, plan.picture_shape, learned_variance=True)
+    evaluation = HeldOut.of(plan.store, plan.codec, T, seed=0).evaluate(network, hybrid, 1)
+    assert evaluation.parts.keys() == {"simple", "bound"}
+    total = evaluation.parts["simple"] + config.bound_weight * evaluation.parts["bound"]
+    assert abs(total - evaluation.held_out) < 1e-6

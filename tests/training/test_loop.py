@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.codec import PixelCodec
-from ddpm.config import NetworkConfig, TrainingConfig
+from ddpm.config import NetworkConfig, ObjectiveConfig, TrainingConfig
 from ddpm.diffusion.schedules import make_schedule
 from ddpm.errors import TrainingError
 from ddpm.networks import build_unet
@@ -72,7 +72,7 @@ def new_state(*, micro_batch_size: int = 32) -> TrainState:
 
 
 def objective(parameterization: Any = "v") -> Objective:
-    return Objective(SCHEDULE, parameterization, ENGINE)
+    return Objective(SCHEDULE, ObjectiveConfig(parameterization=parameterization), ENGINE)
 
 
 def weights(network: nn.Module) -> Tensor:

@@ -9,10 +9,11 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_runs import differing, metric_lines, only, parts, tiny_plan, train_all, training_elsewhere
+from tiny_runs import differing, metric_lines, only, parts, tensors, tiny_plan, train_all, training_elsewhere
 
 from ddpm.training.checkpoint import read_notes
 from ddpm.training.events import Finished, Notice, Saved, Started
@@ -39,9 +40,9 @@ def whole_often(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def stop_after(out: Path, step: int) -> None:
+def stop_after(out: Path, step: int, **changes: Any) -> None:
     """Train until a step was reported, and go without saving, as a kill would."""
-    events = run(tiny_plan(out))
+    events = run(tiny_plan(out, **changes))
     for event in events:
         if isinstance(event, StepReport) and event.step == step:
             break
@@ -79,6 +80,27 @@ def test_a_run_left_without_saving_goes_on_to_the_same_bits(tmp_path: Path, whol
     assert_equal_runs(whole, out)
     notes, expected = (read_notes(folder / "checkpoint.safetensors") for folder in (out, whole))
     assert notes["history"] == expected["history"]
+
+
+EVERYTHING: dict[str, Any] = {
+    "schedule": {"num_timesteps": 4},
+    "sampling": {"steps": 4},
+    "network": {"self_conditioning": True},
+    "objective": {"loss": "hybrid", "variance": "learned", "weighting": "min_snr", "timesteps": "importance"},
+}
+"""An objective with all that can be chosen; so few times that importance sampling soon has something to go by."""
+
+
+def test_the_whole_objective_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    train_all(tmp_path / "whole", **EVERYTHING)
+    stop_after(tmp_path / "run", 11, **EVERYTHING)
+    middle = tensors(tmp_path / "run" / FILES[0])["history.counts"]
+    assert int(middle.min()) >= 10, "times were uniform up to the kill"
+    train_all(tmp_path / "run", **EVERYTHING)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "run")
+    saved = tensors(tmp_path / "run" / FILES[0])
+    assert int(saved["history.counts"].sum()) == 12 * 8
+    assert {"simple", "bound"} <= metric_lines(tmp_path / "run")[0].keys()
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

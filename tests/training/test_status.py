@@ -53,3 +53,11 @@ def test_a_rising_training_loss_is_diverging_and_stops() -> None:
     assert (status.verdict, status.stop) == ("diverging", True)
     assert "learning_rate" in status.sentence
     assert assess(history([*FALLING, 0.41])).verdict != "diverging"
+
+
+def test_losses_of_either_sign_are_judged_without_ratios() -> None:
+    """The bound of continuous data is a density: it may be negative, and 1.5 times as much is then better."""
+    falling = assess(history([2.0, 1.0, 0.1, -0.5, -1.0, -1.4, -1.5, -1.6]))
+    assert (falling.verdict, falling.stop) == ("improving", False)
+    still = assess(history([-1.0, -2.0, -1.5, -1.4, -1.2, -1.9]))
+    assert (still.verdict, still.stop) == ("plateau", False)

@@ -95,6 +95,7 @@ def training_losses(
     Raises:
         ConfigError: for an output that is not of the shape that the variance asks for.
     """
+    output = output.to(noised.x_0.dtype)
     mean, fraction = split_output(output, noised.x_t)
     if (fraction is not None) != (objective.variance == "learned"):
         has = "no output for the variance" if fraction is None else "an output for a learned variance"

@@ -55,6 +55,8 @@ def assess(history: Sequence[Evaluation]) -> Status:
     if len(history) < _ENOUGH:
         return Status("starting", "just started: too early to tell")
     latest = history[-1]
+    if min(min(evaluation.held_out, evaluation.train) for evaluation in history) <= 0:
+        return _of_densities(history)
     best = min(history, key=lambda evaluation: evaluation.held_out)
     if latest.train > _DIVERGED * min(evaluation.train for evaluation in history):
         return Status("diverging", "diverging: the loss rises; a lower training.learning_rate should help", stop=True)
@@ -66,6 +68,13 @@ def assess(history: Sequence[Evaluation]) -> Status:
     if abs(latest.held_out / before.held_out - 1) < _PLATEAU:
         return Status("plateau", "normal plateau: the loss hardly moves, but pictures still improve")
     return Status("improving", "improving: the held-out loss still falls")
+
+
+def _of_densities(history: Sequence[Evaluation]) -> Status:
+    """Return a verdict on losses of either sign, as the bound of continuous data has: their ratios mean nothing."""
+    if history[-1].held_out < min(evaluation.held_out for evaluation in history[: len(history) // 2]):
+        return Status("improving", "improving: the held-out loss still falls")
+    return Status("plateau", "plateau: the held-out loss falls no further; look at the previews")
 
 
 def _overfitting(latest: Evaluation, best: Evaluation, gap: float, risen: float) -> Status:
