@@ -111,10 +111,8 @@ class Model:
         """
         height, width, channels = self.picture_shape
         noise = NoiseSource(seed, pictures, (channels, height, width), device=self.device)
-        advice = self.sampling
-        options: dict[str, Any] = (
-            {"eta": advice.eta} if advice.sampler == "ddim" else {"variance": advice.variance or self.variance}
-        )
+        advice = self.sampling.model_copy(update={"variance": self.sampling.variance or self.variance})
+        options: dict[str, Any] = {"eta": advice.eta} if advice.sampler == "ddim" else {"variance": advice.variance}
         return SAMPLERS[advice.sampler](
             self.denoiser(clip=advice.clip),
             self.schedule,

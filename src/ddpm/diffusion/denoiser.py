@@ -97,7 +97,7 @@ def unknown_parameterization(name: str) -> ConfigError:
 
 
 def with_estimate(x_t: Tensor, x_0: Tensor | None, x_0_range: tuple[float, float] | None) -> Tensor:
-    """Return what a self-conditioned network reads: x_t, then its estimate of x_0 (Chen et al. 2022, Sec. 2.2).
+    """Return what a self-conditioned network reads: x_t, then its estimate of x_0 (Chen et al. 2022).
 
     Args:
         x_t: [B, C, ...].

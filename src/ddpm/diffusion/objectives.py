@@ -155,8 +155,8 @@ def simple_weight(t: Tensor, schedule: NoiseSchedule, objective: ObjectiveConfig
 def v_weight(log_snr: Tensor, objective: ObjectiveConfig) -> Tensor:
     """Return the weight that a weighting gives to a squared error of v, float64; that of x_0 over snr + 1.
 
-    For a squared error of x_0 the sources have min(snr, gamma) (min-SNR; Hang et al. 2023, Eq. 7-8), snr / (k +
-    snr)^gamma (P2, there 1 / (k + snr)^gamma of eps; Choi et al. 2022, Eq. 8), and snr + 1 / sigma_data^2 (EDM, there
+    For a squared error of x_0 the sources have min(snr, gamma) (min-SNR; Hang et al. 2023), snr / (k +
+    snr)^gamma (P2, there 1 / (k + snr)^gamma of eps; Choi et al. 2022), and snr + 1 / sigma_data^2 (EDM, there
     (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma^2 = 1 / snr; Karras et al. 2022, Table 1).
 
     Raises:
