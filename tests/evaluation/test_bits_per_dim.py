@@ -54,7 +54,8 @@ class LearnedVariance(Model):
 
 
 def with_learned_variance(model: Model) -> Model:
-    return LearnedVariance(**{name: getattr(model, name) for name in model.__dataclass_fields__})
+    parts = {name: getattr(model, name) for name in model.__dataclass_fields__}
+    return LearnedVariance(**{**parts, "variance": "learned"})
 
 
 # The bound -----------------------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def test_the_recipe_says_how(trained: Path, digits: Store) -> None:
     assert recipe["precision"] == "network float32, terms float64"
     assert (recipe["n"], recipe["of"], recipe["seed"], recipe["draws"]) == (3, len(digits.held_out), 9, 1)
     assert (recipe["times_a_picture"], recipe["num_timesteps"], recipe["levels"]) == (6, 50, 17)
-    assert (recipe["variance"], recipe["clip"], recipe["step"]) == (model.sampling.variance, True, 8)
+    assert (recipe["variance"], recipe["clip"], recipe["step"]) == ("fixed_large", True, 8)
     assert recipe["data_fingerprint"] == digits.fingerprint
     learned = bits_per_dim_of(with_learned_variance(model), digits, n=3, strata=5)
     assert learned.recipe["variance"] == "learned"

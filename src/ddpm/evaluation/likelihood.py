@@ -51,7 +51,7 @@ def bits_per_dim_of(
         seed: decides pictures, times and noise.
         draws: independent repeats of times and noise a picture.
         strata: ranges of times, of which a picture sees one time each; none: every time, T network passes.
-        variance: of the reverse process; none: learned if the model has learned one, else what it samples with.
+        variance: of the reverse process; none: what it samples with.
         batch_size: pictures at once; none: what fits in about 2 GiB.
         progress: told of every network pass.
 
@@ -72,7 +72,7 @@ def bits_per_dim_of(
     ranges = time_strata(model.schedule, last if strata is None else min(strata, last))
     batches = unseen.batches(batch_size or max(1, _VALUES_AT_ONCE // unseen.dimensions))
     with full_precision(model) as precision:
-        variance = variance or _variance_of(unseen)
+        variance = variance or model.sampling.variance or model.variance
         with progress(len(batches) * draws * (len(ranges) + 1), "bits/dim") as shown:
             rows = torch.cat([_rows(unseen, batch, ranges, draws, variance, shown) for batch in batches])
     recipe = {
@@ -84,14 +84,6 @@ def bits_per_dim_of(
         "precision": f"network {precision}, terms float64",
     }
     return _summary(rows, ranges, recipe)
-
-
-def _variance_of(unseen: Unseen) -> ReverseVariance:
-    """Return the variance that the model means: one pass of the network tells whether it has learned one."""
-    model, first = unseen.model, unseen.numbers[:1]
-    with torch.no_grad():
-        prediction = model.denoiser(clip=False)(unseen.x_0(first), torch.zeros(1, dtype=torch.float64))
-    return model.sampling.variance if prediction.variance_fraction is None else "learned"
 
 
 def _rows(
