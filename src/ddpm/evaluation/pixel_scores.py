@@ -12,7 +12,7 @@ from ddpm.codec import Pictures
 from ddpm.data import Store
 from ddpm.errors import DataError
 from ddpm.evaluation.certainty import CertaintyScore
-from ddpm.evaluation.frechet import frechet_distance
+from ddpm.evaluation.frechet import frechet_distance_between
 from ddpm.evaluation.neighbours import copying_ratio, two_sample_accuracy
 
 Features = NDArray[np.float64]
@@ -78,7 +78,8 @@ def pixel_scores(pictures: Pictures, store: Store) -> PixelScores:
     return PixelScores(
         samples=len(samples),
         held_out=len(held_out),
-        frechet_ratio=frechet_distance(samples[:equal], train) / frechet_distance(held_out[:equal], train),
+        frechet_ratio=frechet_distance_between(samples[:equal], train)
+        / frechet_distance_between(held_out[:equal], train),
         two_sample_accuracy=two_sample_accuracy(samples[:equal], held_out[:equal]),
         copying_ratio=copying,
         sure_ratio=certainty[0] if certainty else None,
