@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from ddpm.data import Store, open_store
 from ddpm.errors import DataError
 from ddpm.evaluation import pixel_scores
 from ddpm.evaluation.certainty import CertaintyScore
-from ddpm.evaluation.frechet import frechet_distance
 from ddpm.evaluation.neighbours import copying_ratio, nearest_distances, two_sample_accuracy
 
 Features = NDArray[np.float64]
@@ -27,48 +25,6 @@ def digits() -> Store:
 
 def normal(seed: int, rows: int, columns: int) -> Features:
     return np.random.default_rng(seed).standard_normal((rows, columns))
-
-
-def test_frechet_of_one_column_is_that_of_two_normal_distributions() -> None:
-    first, second = 3 * normal(0, 50, 1) + 1, normal(1, 80, 1)
-    means = first.mean() - second.mean()
-    deviations = first.std(ddof=1) - second.std(ddof=1)
-    assert frechet_distance(first, second) == pytest.approx(means**2 + deviations**2, rel=1e-10)
-
-
-@given(st.integers(0, 2**31), st.integers(2, 8))
-@settings(max_examples=30)
-def test_frechet_is_the_formula_with_the_matrix_square_root(seed: int, columns: int) -> None:
-    mixing = normal(seed + 1, columns, columns)
-    first, second = normal(seed + 2, 60, columns) @ mixing, normal(seed + 3, 90, columns) + 0.5
-    covariances = [np.cov(features, rowvar=False) for features in (first, second)]
-    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
-    expected = np.square(first.mean(0) - second.mean(0)).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
-    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(second, first) == pytest.approx(expected, rel=1e-6)
-
-
-def test_frechet_of_singular_covariances_is_finite_and_right() -> None:
-    first, shift = normal(0, 5, 20), np.full(20, 2.0)  # rank 4 of 20
-    first[:, 3] = 0
-    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(first, first + shift) == pytest.approx(80, rel=1e-6)
-    assert frechet_distance(np.zeros((2, 3)), np.ones((4, 3))) == pytest.approx(3)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "words"),
-    [
-        (np.zeros((1, 3)), np.zeros((5, 3)), "at least 2 rows"),
-        (np.zeros((5, 3)), np.zeros((0, 3)), "at least 2 rows"),
-        (np.zeros(5), np.zeros((5, 1)), "at least 2 rows"),
-        (np.zeros((5, 3)), np.zeros((5, 4)), "3 and 4 columns"),
-        (np.full((5, 3), np.nan), np.zeros((5, 3)), "not finite"),
-    ],
-)
-def test_frechet_refuses(first: Features, second: Features, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        frechet_distance(first, second)
 
 
 @given(st.integers(0, 2**31), st.integers(2, 30))

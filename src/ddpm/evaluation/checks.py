@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from ddpm.errors import DataError
 
+_BLOCK = 1 << 22  # values looked at a time: flags of all would take a quarter of the features' memory
+
 
 def check_features(features: NDArray[Any], what: str, least: int, *, may_be_same: bool = False) -> None:
     """Refuse features that no score can be had from.
@@ -39,10 +41,11 @@ def check_finite(features: NDArray[Any], what: str) -> None:
     Raises:
         DataError: for values that are not finite.
     """
-    if not np.isfinite(features.sum(dtype=np.float64)):  # one pass without an array of flags; exact below, if need be
-        finite = np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
+    step = max(1, _BLOCK // max(1, features[:1].size))
+    for start in range(0, len(features), step):
+        finite = np.isfinite(features[start : start + step]).all(axis=tuple(range(1, features.ndim)))
         if not finite.all():
-            row = int(finite.argmin())
+            row = start + int(finite.argmin())
             raise DataError(
                 f"features of the {what} hold values that are not finite, first in row {row}; "
                 "the pictures they come from are broken"

@@ -14,8 +14,12 @@ from ddpm.diffusion.noise import stream
 from ddpm.errors import DataError
 from ddpm.evaluation.checks import check_features, check_finite, check_same_columns
 from ddpm.evaluation.estimate import Estimate
+from ddpm.terminal import in_bytes
 
 Array = NDArray[np.float64]
+
+MOST_DIMENSIONS = 8192
+"""Largest number of features of which a covariance is made: 512 MiB."""
 
 _BLOCK = 4096  # rows taken to float64 at a time
 _PRECISE = 1e-9  # of the traces: how much rounding may change the cross term before the slower form takes over
@@ -44,7 +48,16 @@ class RunningMoments:
     """
 
     def __init__(self, dimensions: int) -> None:
-        """Begin with no rows of `dimensions` columns."""
+        """Begin with no rows of `dimensions` columns.
+
+        Raises:
+            DataError: if their covariance would not fit: raw pixels of pictures that are not small.
+        """
+        if dimensions > MOST_DIMENSIONS:
+            raise DataError(
+                f"the covariance of {dimensions:,} features takes {in_bytes(8 * dimensions**2)}; expected at most "
+                f"{MOST_DIMENSIONS:,} features: use an extractor instead of raw pixels"
+            )
         self.count = 0
         self._mean = np.zeros(dimensions)
         self._scatter = np.zeros((dimensions, dimensions))

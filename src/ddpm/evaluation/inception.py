@@ -105,7 +105,6 @@ class Convolution(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
-        self.bn.num_batches_tracked = None  # counts training steps; files hold it or not, by their age
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it, [N, C, H, W]."""

@@ -72,13 +72,15 @@ def network_of(state: dict[str, Any]) -> InceptionV3:
     Raises:
         ModelFileError: if a key is missing, unknown, or of another shape.
     """
-    network = InceptionV3()
+    with torch.device("meta"):  # no time and memory for weights that are replaced
+        network = InceptionV3()
+    # counts of training steps, which files hold or not, by their age; a plain dictionary may lack them
     weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise ModelFileError(f"these are no weights of the FID Inception network: {_first_lines(error)}") from error
-    return network
+    return network.requires_grad_(False)
 
 
 def read(place: Path, sha256: str = SHA256) -> dict[str, Any]:

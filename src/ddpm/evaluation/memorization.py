@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,8 @@ from numpy.typing import NDArray
 from ddpm.evaluation.checks import check_features, check_same_columns
 from ddpm.evaluation.distances import Cloud, clouds, nearest
 
-NEIGHBOURS = 50
-"""Training pictures that make the typical distance (Carlini et al. 2023, Sec. 5.1), fewer where there are fewer."""
-
-NEAR = 0.5
-"""A near-copy is closer than this share of the typical distance (their alpha)."""
+NEAR = 1 / 3
+"""A near-copy is closer to the nearest training picture than this share of its distance to the second nearest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +21,10 @@ class Memorization:
     """The nearest training picture of every sample, and how many samples are near-copies.
 
     Attributes:
-        nearest: int64 [N], row of the training set.
+        nearest: int64 [N], row of the training set; of duplicates, the first.
         distances: float64 [N], Euclidean distance to it.
-        ratios: float64 [N], distance over the mean distance of that sample to its 50 nearest training pictures: 0 for
-            an exact copy, at most 1.
-        is_near_copy: bool [N], whether the ratio is below 0.5.
+        ratios: float64 [N], distance over that to the second nearest which is another picture; 0 for an exact copy.
+        is_near_copy: bool [N], whether the ratio is below 1/3.
         share: of the samples, near-copies.
         share_held_out: of the held-out pictures, by the same rule: the base line. Duplicates in the data count here.
         samples: number of samples.
@@ -47,10 +44,14 @@ class Memorization:
 def memorization(samples: NDArray[Any], train: NDArray[Any], held_out: NDArray[Any]) -> Memorization:
     """Find near-copies of training pictures among samples.
 
-    A fixed distance would call every sample of a dense region a copy, and none of a sparse one. So, after Carlini et
-    al. (2023, Sec. 5.1), a sample is a near-copy if its distance to the nearest training picture is less than half of
-    the mean distance to its 50 nearest. Held-out pictures, which cannot be copies, are judged by the same rule: only a
-    share above theirs, beyond sampling error, means that the model repeats what it was shown.
+    A fixed distance would call every sample of a dense region a copy, and none of a sparse one. So a sample is a
+    near-copy if its distance to the nearest training picture is less than a third of that to the second nearest (Yoon
+    et al. 2023; Gu et al. 2023). Of an honest sample, the ratio is below r with a probability of about r^d, where d is
+    the dimension that the data locally have, at any density and number of pictures. Training pictures that are in the
+    data several times are taken once: otherwise their copies, the likeliest ones, would have ratio 1.
+
+    Held-out pictures, which cannot be copies, are judged by the same rule: only a share above theirs, beyond sampling
+    error, means that the model repeats what it was shown.
 
     Args:
         samples: [N, D], pixels or features.
@@ -58,20 +59,21 @@ def memorization(samples: NDArray[Any], train: NDArray[Any], held_out: NDArray[A
         held_out: [L, D].
 
     Raises:
-        DataError: for fewer than 3 training pictures, no samples or held-out pictures, rows that are all the same,
+        DataError: for fewer than 2 different training pictures, no samples or held-out pictures,
             another number of columns, or values that are not finite.
     """
-    check_features(train, "training pictures", 3)
+    check_features(train, "training pictures", 2)
     check_same_columns(samples.shape[-1], train.shape[1])
     check_same_columns(held_out.shape[-1], train.shape[1])
     for features, what in ((samples, "samples"), (held_out, "held-out pictures")):
         check_features(features, what, 1, may_be_same=True)
-    sampled, unseen, seen = clouds(samples, held_out, train)
+    first_rows = _first_rows(train)
+    sampled, unseen, seen = clouds(samples, held_out, train[first_rows])
     distances, rows, ratios = _ratios(sampled, seen)
     near = ratios < NEAR
     base = _ratios(unseen, seen)[2] < NEAR
     return Memorization(
-        nearest=rows,
+        nearest=first_rows[rows],
         distances=distances,
         ratios=ratios,
         is_near_copy=near,
@@ -83,9 +85,14 @@ def memorization(samples: NDArray[Any], train: NDArray[Any], held_out: NDArray[A
 
 
 def _ratios(queries: Cloud, train: Cloud) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    squared, rows = nearest(queries, train, min(NEIGHBOURS, len(train.rows)))
+    squared, rows = nearest(queries, train, 2)
     distances = np.sqrt(squared)
-    typical = distances.mean(1)
-    # where all 50 are copies of the sample, 0 / 0: it is one of them
-    ratios = np.divide(distances[:, 0], typical, out=np.zeros_like(typical), where=typical > 0)
-    return distances[:, 0], rows[:, 0], ratios
+    return distances[:, 0], rows[:, 0], distances[:, 0] / distances[:, 1]  # two different rows: the second is not 0
+
+
+def _first_rows(features: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the first row of each picture, ascending."""
+    first: dict[bytes, int] = {}
+    for row, values in enumerate(features):
+        first.setdefault(hashlib.blake2b(values.tobytes(), digest_size=16).digest(), row)
+    return np.fromiter(first.values(), dtype=np.int64)
