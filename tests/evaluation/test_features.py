@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from ddpm.config import merge
 from ddpm.errors import ConfigError, DataError, ModelFileError
 from ddpm.evaluation.features import Features, load_extractor
 
@@ -129,6 +130,28 @@ def test_a_model_is_no_classifier(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3)}, place, metadata={"format": "ddpm"})
     with pytest.raises(ModelFileError, match="is no classifier \\(format 'ddpm'\\)"):
         load_extractor(str(place))
+
+
+def test_a_classifier_that_the_project_trained(tmp_path: Path) -> None:
+    config: Any = pytest.importorskip("ddpm.training.classifier_plan")
+    training: Any = pytest.importorskip("ddpm.training.classifier")
+    tiny = {
+        "network": {"base_channels": 16, "num_groups": 1},
+        "training": {"steps": 2, "warmup_steps": 1, "precision": "float32", "device": "cpu"},
+        "features": 8,
+    }
+    place = tmp_path / "digits.safetensors"
+    for _ in training.run_classifier(config.plan_classifier("digits", merge(tiny), out=place)):
+        pass
+    extractor = load_extractor(str(place))
+    digits = np.random.default_rng(0).integers(0, 17, (5, 8, 8, 1), dtype=np.uint8)
+    features = extractor(digits, (0, 16))
+    assert features.pooled.shape == (5, 8)
+    assert features.probabilities is not None
+    np.testing.assert_allclose(features.probabilities.sum(1), 1, rtol=1e-5)
+    assert extractor.recipe()["sha256"] == extractor.sha256
+    with pytest.raises(DataError, match="0 to 255; this classifier's data had 0 to 16"):
+        extractor(digits, (0, 255))
 
 
 def test_dinov2_from_a_folder(tmp_path: Path) -> None:

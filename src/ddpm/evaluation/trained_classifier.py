@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from ddpm.errors import ModelFileError
+from ddpm.errors import DataError, ModelFileError
 from ddpm.evaluation.extraction import Features, check_pictures, exact
 from ddpm.files import sha256_of
 
@@ -47,6 +47,12 @@ class ClassifierExtractor:
             DataError: if these are not pictures such as it was trained on.
         """
         check_pictures(pictures, value_range)
+        own = self._classifier.codec.value_range
+        if tuple(own) != tuple(value_range):
+            raise DataError(
+                f"pictures with values of {value_range[0]:g} to {value_range[1]:g}; this classifier's data had "
+                f"{own[0]:g} to {own[1]:g}: train one on yours"
+            )
         with exact(self._device):
             pooled, probabilities = self._classifier.features(pictures)
         return Features(_array(pooled), None, _array(probabilities))
