@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from ddpm.config import merge
 from ddpm.errors import ConfigError, DataError, ModelFileError
 from ddpm.evaluation.features import Features, load_extractor
 
@@ -141,7 +140,7 @@ def test_a_classifier_that_the_project_trained(tmp_path: Path) -> None:
         "features": 8,
     }
     place = tmp_path / "digits.safetensors"
-    for _ in training.run_classifier(config.plan_classifier("digits", merge(tiny), out=place)):
+    for _ in training.run_classifier(config.plan_classifier("digits", tiny, out=place)):
         pass
     extractor = load_extractor(str(place))
     digits = np.random.default_rng(0).integers(0, 17, (5, 8, 8, 1), dtype=np.uint8)
