@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from ddpm.classifier import Classifier
 from ddpm.errors import DataError, ModelFileError
 from ddpm.evaluation.extraction import Features, check_pictures, exact
 from ddpm.files import sha256_of
-
-FORMAT = "ddpm-classifier"
+from ddpm.model_file import CLASSIFIER_FORMAT
 
 
 class ClassifierExtractor:
@@ -22,8 +22,6 @@ class ClassifierExtractor:
 
     def __init__(self, place: Path, device: torch.device) -> None:
         """Load the classifier of a file."""
-        from ddpm.classifier import Classifier  # type: ignore[import-not-found,unused-ignore]
-
         self.name = "classifier"
         self.sha256 = sha256_of(place)
         self._file = place.name
@@ -69,9 +67,9 @@ def classifier_extractor(place: Path, device: torch.device) -> ClassifierExtract
             found = (file.metadata() or {}).get("format")
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"'{place}' cannot be read: {error}") from error
-    if found != FORMAT:
+    if found != CLASSIFIER_FORMAT:
         raise ModelFileError(
-            f"'{place}' is no classifier (format '{found}'); expected a file of `ddpm train-classifier` ('{FORMAT}')"
+            f"'{place}' is no classifier (format '{found}'); expected a file of `ddpm train-classifier` ('{CLASSIFIER_FORMAT}')"
         )
     return ClassifierExtractor(place, device)
 
