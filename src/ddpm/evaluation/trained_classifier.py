@@ -69,7 +69,7 @@ def classifier_extractor(place: Path, device: torch.device) -> ClassifierExtract
         raise ModelFileError(f"'{place}' cannot be read: {error}") from error
     if found != CLASSIFIER_FORMAT:
         raise ModelFileError(
-            f"'{place}' is no classifier (format '{found}'); expected a file of `ddpm train-classifier` ('{CLASSIFIER_FORMAT}')"
+            f"'{place}' is no classifier (format '{found}'); expected '{CLASSIFIER_FORMAT}', of `ddpm train-classifier`"
         )
     return ClassifierExtractor(place, device)
 
