@@ -29,7 +29,7 @@ from ddpm.config import from_tree
 from ddpm.data import Store, open_store
 from ddpm.diffusion.likelihood import bits_per_dim, variational_bound
 from ddpm.diffusion.noise import NoiseSource
-from ddpm.evaluation.frechet import frechet_distance
+from ddpm.evaluation.frechet import frechet_distance_between
 from ddpm.files import write_text
 from ddpm.model import Model
 
@@ -201,11 +201,11 @@ def frechet_ratios(model: Model, store: Store, setting: Setting) -> dict[str, fl
 
     count = min(setting.samples, len(store.held_out))
     train = features(store.pictures[spread_rows(store.train, 10_000)])
-    of_held_out = frechet_distance(features(store.pictures[spread_rows(store.held_out, count)]), train)
+    of_held_out = frechet_distance_between(features(store.pictures[spread_rows(store.held_out, count)]), train)
     ratios = {}
     for name, sampler, steps in ((ANCESTRAL, "ddpm", setting.ddpm_steps), (DETERMINISTIC, "ddim", setting.ddim_steps)):
         samples = features(model.sample(count, sampler=sampler, steps=steps, seed=1))
-        ratios[name] = frechet_distance(samples, train) / of_held_out
+        ratios[name] = frechet_distance_between(samples, train) / of_held_out
     return ratios
 
 
