@@ -10,6 +10,7 @@ from ddpm.version import __version__
 _HOMES = {
     "Model": "ddpm.model",
     "train": "ddpm.training.api",
+    "evaluate": "ddpm.evaluation.api",
     "NoiseSchedule": "ddpm.diffusion",
     "Prediction": "ddpm.diffusion",
     "make_schedule": "ddpm.diffusion",
@@ -24,6 +25,7 @@ __all__ = [
     "NoiseSchedule",
     "Prediction",
     "__version__",
+    "evaluate",
     "make_schedule",
     "open_store",
     "render_grid",
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ddpm.data import open_store, render_grid
     from ddpm.diffusion import NoiseSchedule, Prediction, make_schedule
     from ddpm.errors import DdpmError
+    from ddpm.evaluation.api import evaluate
     from ddpm.model import Model
     from ddpm.training.api import train
 

@@ -1,100 +1,134 @@
-"""`ddpm evaluate`: scores of a model's samples."""
+"""`ddpm evaluate`: scores of a model's samples, or of any pictures, with their recipe."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ddpm.cli.train import parse_size
+
 if TYPE_CHECKING:
-    from ddpm.evaluation import PixelScores
+    from ddpm.evaluation.plan import Plan
+    from ddpm.evaluation.report import Report
 
 
 def evaluate(
-    model: Annotated[Positional[Path], arg(metavar="MODEL|RUN", help="a model file, or the run folder that holds one")],
+    what: Annotated[
+        Positional[str],
+        arg(metavar="MODEL|RUN|PICTURES", help="a model file, a run folder, or pictures as for `train`"),
+    ],
     /,
     *,
     data: Annotated[
         str | None, arg(metavar="DATA", help="the data to compare with; by default what the model was trained on")
     ] = None,
-    number: Annotated[int, arg(aliases=["-n"], metavar="N", help="how many samples")] = 1000,
+    metrics: Annotated[
+        str | None,
+        arg(
+            metavar="LIST",
+            help="kid,fid,sfid,is,prdc,memorization,colour,pixels,bits or all; by default what the data allow",
+        ),
+    ] = None,
+    number: Annotated[
+        int | None,
+        arg(aliases=["-n"], metavar="N", help="how many; by default 1,000 small samples, 2,048 others, or all"),
+    ] = None,
+    features: Annotated[
+        str | None,
+        arg(
+            metavar="NAME|FILE",
+            help="pixels, inception, dinov2, or a file: of `train-classifier`, TorchScript, or Inception's weights; "
+            "by default pixels of small pictures, else inception",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, arg(metavar="S|HxW", help="with pictures: the size at which the data are read, if not their own")
+    ] = None,
     sampler: Annotated[
         str | None, arg(metavar="NAME", help="ddim or ddpm; by default what the model recommends")
     ] = None,
     steps: Annotated[int | None, arg(metavar="N", help="sampling steps; by default what the model recommends")] = None,
     seed: Annotated[int, arg(metavar="S", help="decides the samples")] = 0,
-    json_file: Annotated[Path | None, arg(name="json", metavar="FILE", help="write the scores there too")] = None,
+    processes: Annotated[int, arg(metavar="P", help="how many share the work; the result is the same")] = 1,
+    device: Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")] = "auto",
+    precision: Annotated[
+        str, arg(metavar="NAME", help="of sampling: auto (as `sample`), float32 or bfloat16")
+    ] = "auto",
+    json_file: Annotated[
+        Path | None, arg(name="json", metavar="FILE", help="write scores and recipe there too")
+    ] = None,
+    html: Annotated[
+        Path | None, arg(metavar="FILE", help="write the page there; by default RUN/evaluation/NAME.html")
+    ] = None,
+    compare: Annotated[
+        Path | None, arg(metavar="OLD.json", help="an earlier --json; refused if it was measured in another way")
+    ] = None,
 ) -> None:
-    """Score samples of a model against held-out pictures, by raw pixels: for small pictures such as digits.
+    """Score samples of a model, or pictures, against data: each score beside what held-out pictures reach.
 
-    Every score stands beside what held-out pictures reach; the recipe is printed with it.
+    Work that was stopped goes on from where it was; scores, recipe and pictures are written to RUN/evaluation.
 
     Args:
-        model: where the model is.
+        what: what is scored.
         data: what to compare with.
+        metrics: which scores.
         number: of samples.
+        features: the extractor.
+        size: of the data.
         sampler: its name.
         steps: of the sampler.
         seed: of the noise.
+        processes: of the work.
+        device: where to compute.
+        precision: of the network.
         json_file: where to write the scores.
+        html: where to write the page.
+        compare: an earlier report.
     """
-    from ddpm.config import from_tree
-    from ddpm.data import open_store
-    from ddpm.errors import DataError, ModelFileError, RunError
-    from ddpm.evaluation import pixel_scores
-    from ddpm.files import write_text
-    from ddpm.model import Model
+    from ddpm.evaluation.plan import Request, make_plan
+    from ddpm.evaluation.recipe import read_report, refuse_other_recipe
+    from ddpm.evaluation.run import run
     from ddpm.terminal import bar
 
-    loaded = Model.load(model).with_sampling(sampler=sampler, steps=steps)
-    provenance = loaded.provenance
-    if "config" not in provenance or (data is None and "data" not in provenance):
-        raise ModelFileError(f"'{model}' does not say what it was trained on; expected a model that 'ddpm train' wrote")
-    batches = loaded.sampling_batches(number, seed=seed)
-    store = open_store(data or provenance["data"], from_tree(provenance["config"]).data, progress=bar)
-    if (store.levels, store.value_range) != (loaded.codec.levels, loaded.codec.value_range):
-        raise DataError(
-            f"'{store.source}' has {store.levels} levels in {store.value_range}, the model's pictures have "
-            f"{loaded.codec.levels} in {loaded.codec.value_range}; expected the same"
-        )
-    with bar(len(batches) * loaded.sampling.steps, "sampling") as shown:
-        pictures = loaded.sample(number, seed=seed, on_step=lambda step: shown.update(1))
-    scores = pixel_scores(pictures, store)
-    recipe = {
-        "model": str(model),
-        "data": store.source,
-        "data_fingerprint": store.fingerprint,
-        "trained_on_same_data": store.fingerprint == provenance.get("data_fingerprint"),
-        "step": provenance.get("step"),
-        "weights": provenance.get("weights"),
-        "seed": seed,
-        **json.loads(loaded.sampling.model_dump_json()),
-    }
-    print(table(scores, recipe))
+    sides = None if size is None else parse_size(size)
+    old = None if compare is None else read_report(compare)
+    request = Request(
+        data=data,
+        metrics=None if metrics is None else [name for name in metrics.split(",") if name.strip()],
+        n=number,
+        features=features,
+        size=None if sides is None else (sides[0], sides[1]),
+        sampler=sampler,
+        steps=steps,
+        seed=seed,
+        processes=processes,
+        device=device,
+        precision=precision,
+    )
+    plan = make_plan(what, request, progress=bar)
+    if compare is not None and old is not None:
+        refuse_other_recipe(compare, old["recipe"], plan.recipe)
+    report = run(plan, progress=bar)
+    print(report.table())
+    if old is not None:
+        print(f"\n{report.comparison(old)}")
+    _write(report, plan, what, json_file, html)
+
+
+def _write(report: Report, plan: Plan, what: str, json_file: Path | None, html: Path | None) -> None:
+    """Write the report where it is asked for, and into the run folder."""
+    from ddpm.evaluation.plan import report_name
+    from ddpm.model_file import locate
+    from ddpm.terminal import say
+
+    if plan.model is not None:
+        stem = locate(Path(what)).parent / "evaluation" / report_name(plan)
+        html = html or stem.with_name(f"{stem.name}.html")
+        report.save_json(stem.with_name(f"{stem.name}.json"))
     if json_file is not None:
-        try:
-            write_text(json_file, json.dumps({"recipe": recipe, "scores": scores.as_tree()}, indent=2) + "\n")
-        except OSError as error:
-            raise RunError(
-                f"cannot write the scores to '{json_file}' ({error.strerror}); use another --json"
-            ) from error
-
-
-def table(scores: PixelScores, recipe: dict[str, Any]) -> str:
-    """Return the scores as lines for people."""
-    rows = [
-        ("Fréchet distance, to held-out's", f"{scores.frechet_ratio:.3f}", "1 is perfect"),
-        ("1-nearest-neighbour accuracy", f"{scores.two_sample_accuracy:.3f}", "0.5 is perfect, 1 is worst"),
-        ("distance to training, to held-out's", f"{scores.copying_ratio:.3f}", "1 is perfect, 0 is copying"),
-    ]
-    if scores.sure_ratio is not None:
-        shares = f"{min(scores.class_shares):.1%} to {max(scores.class_shares):.1%}"
-        rows += [
-            ("classifier is sure, to held-out's", f"{scores.sure_ratio:.3f}", "1 is perfect"),
-            ("share of a class", shares, f"{len(scores.class_shares)} classes"),
-        ]
-    lines = [f"{name:<38}{value:>16}   {meaning}" for name, value, meaning in rows]
-    made = f"{scores.samples} samples ({recipe['sampler']}, {recipe['steps']} steps, seed {recipe['seed']})"
-    return "\n".join([f"{made} against {scores.held_out} held-out pictures of {recipe['data']}", *lines])
+        report.save_json(json_file)
+    if html is not None:
+        report.save_page(html)
+        say(f"the page with pictures: {html}")

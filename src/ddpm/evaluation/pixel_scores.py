@@ -14,11 +14,15 @@ from ddpm.errors import DataError
 from ddpm.evaluation.certainty import CertaintyScore
 from ddpm.evaluation.frechet import frechet_distance_between
 from ddpm.evaluation.neighbours import copying_ratio, two_sample_accuracy
+from ddpm.evaluation.subject import spread
 
 Features = NDArray[np.float64]
 
 MAX_DIMENSIONS = 1024
 """Largest number of values of a picture: beyond, distances between raw pixels say nothing about what is in them."""
+
+LEAST = 20
+"""Fewest samples, and fewest held-out pictures."""
 
 _MOST_REFERENCE = 10_000  # training pictures compared with; neighbours take time and memory in proportion
 
@@ -65,11 +69,11 @@ def pixel_scores(pictures: Pictures, store: Store) -> PixelScores:
         raise DataError(
             f"a picture has {dimensions:,} values; scores over raw pixels mean something up to {MAX_DIMENSIONS:,}"
         )
-    if min(len(pictures), len(store.held_out)) < 20:
+    if min(len(pictures), len(store.held_out)) < LEAST:
         raise DataError(
-            f"{len(pictures)} samples and {len(store.held_out)} held-out pictures; scores need at least 20 of each"
+            f"{len(pictures)} samples and {len(store.held_out)} held-out pictures; scores need at least {LEAST} of each"
         )
-    train_rows = _spread(store.train, _MOST_REFERENCE)
+    train_rows = spread(store.train, _MOST_REFERENCE)
     samples, train = _features(pictures, store), _features(store.pictures[train_rows], store)
     held_out = _features(store.pictures[store.held_out], store)
     copying = copying_ratio(samples, held_out, train)  # first, as it refuses data without any differences
@@ -103,8 +107,3 @@ def _features(pictures: Pictures, store: Store) -> Features:
     low, high = store.value_range
     features: Features = (pictures.reshape(len(pictures), -1).astype(np.float64) - low) / (high - low)
     return features
-
-
-def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Return at most `most` rows, evenly spread: data sets are often sorted by class."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]

@@ -2,8 +2,9 @@
 
 The rule, in order:
 
-1. Hidden files (a leading dot), ``__MACOSX``, ``Thumbs.db`` and ``desktop.ini`` are ignored; so is every file whose
-   extension is not a picture's. Extensions count in any case.
+1. Hidden files (a leading dot), ``__MACOSX``, ``Thumbs.db`` and ``desktop.ini`` are ignored; so are ``grid.png``, the
+   overview that ``ddpm sample`` writes beside its pictures, and every file whose extension is not a picture's.
+   Extensions count in any case.
 2. Leading folders that all pictures share say nothing and are ignored.
 3. If the first folders are then named like splits (``train`` and ``test``, ``val`` ...), they are splits.
 4. If every picture then lies exactly one folder down, in two or more folders, the folders are its classes. Any other
@@ -26,6 +27,9 @@ EXTENSIONS = frozenset(
 
 SYSTEM_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 """Names, in lower case, that operating systems leave behind."""
+
+GRID_NAME = "grid.png"
+"""Name of the overview of many pictures that lies beside them."""
 
 TRAIN_NAMES = frozenset({"train", "training"})
 VALIDATION_NAMES = frozenset({"validation", "valid", "val", "dev"})
@@ -55,6 +59,8 @@ def ignored_as(parts: Sequence[str]) -> str | None:
         return "system files"
     if any(part.startswith(".") for part in parts):
         return "hidden files"
+    if parts[-1] == GRID_NAME:
+        return "overview grids"
     extension = PurePosixPath(parts[-1]).suffix.lower()
     return None if extension in EXTENSIONS else extension or "no extension"
 

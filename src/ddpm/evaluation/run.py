@@ -1,0 +1,277 @@
+"""From a plan to a report: samples, features of both sides, scores, and the pictures that show what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddpm.codec import Pictures
+from ddpm.data import ProgressFactory
+from ddpm.data.progress import silent
+from ddpm.errors import DataError
+from ddpm.evaluation.colour import ColourDrift, colour_drift
+from ddpm.evaluation.exhibits import Exhibits, Pair
+from ddpm.evaluation.memorization import Memorization, memorization
+from ddpm.evaluation.pixel_scores import PixelScores, pixel_scores
+from ddpm.evaluation.plan import Plan
+from ddpm.evaluation.report import Report
+from ddpm.evaluation.scores import FEATURE_METRICS, HEADLINE, Evidence, Score, feature_scores
+from ddpm.evaluation.shards import Job, clean
+from ddpm.evaluation.subject import spread
+from ddpm.evaluation.workers import run_job
+
+_MOST_VALUES = 2**28  # of pictures in memory at once, a side
+_PAIRS = 12  # of samples and their nearest training pictures that a report shows
+
+
+def run(plan: Plan, *, progress: ProgressFactory = silent) -> Report:
+    """Do what a plan says; what an earlier call has done, whole shards, is not done again.
+
+    Args:
+        plan: what to do.
+        progress: told of every picture.
+
+    Raises:
+        DdpmError: if pictures or features are broken, or a process was killed.
+    """
+    jobs = {"samples": plan.samples}
+    if plan.samples.extractor is not None:
+        jobs |= {"training pictures": plan.train, "held-out pictures": plan.held_out}
+    clean(plan.samples.root, [folder for job in jobs.values() for folder in job.folders()])
+    for words, job in jobs.items():
+        with progress(job.count, words) as shown:
+            run_job(job, shown, processes=plan.processes)
+    return _Scoring(plan, progress).report()
+
+
+class _Scoring:
+    """The scores of a plan whose shards are there."""
+
+    def __init__(self, plan: Plan, progress: ProgressFactory) -> None:
+        self.plan = plan
+        self.progress = progress
+        self.pictures, constant = _gather(plan.samples)
+        self.notes = [*_health(constant, plan), *plan.notes]
+        self.scores: list[Score] = []
+        self.details: dict[str, Any] = {}
+        self.left_out = dict(plan.left_out)
+        self.exhibits = Exhibits.of(self.pictures, plan.store)
+
+    def report(self) -> Report:
+        """Compute every group of scores in the order of the report; one that has no value is left out, with why."""
+        others: Mapping[str, Callable[[Evidence | None], None]] = {
+            "memorization": self._memorization,
+            "colour": self._colour,
+            "pixels": self._pixels,
+            "bits": self._bits,
+        }
+        evidence = self._evidence()
+        for name in _order(self.plan):
+            try:
+                if name in FEATURE_METRICS:
+                    assert evidence is not None  # no plan has such a metric without an extractor
+                    self.scores += feature_scores(name, evidence)
+                else:
+                    others[name](evidence)
+            except DataError as error:
+                self.left_out[name] = str(error)
+        if not self.scores:
+            reasons = "; ".join(dict.fromkeys(self.left_out.values()))
+            raise DataError(f"no score is to be had of these pictures: {reasons}")
+        return Report(
+            title=self.plan.title,
+            recipe=self.plan.recipe,
+            scores=tuple(self.scores),
+            details=self.details,
+            notes=tuple(self.notes),
+            left_out=self.left_out,
+            exhibits=self.exhibits,
+        )
+
+    def _evidence(self) -> Evidence | None:
+        plan = self.plan
+        if plan.samples.extractor is None:
+            return None
+        return Evidence(plan.samples.features(), plan.train.features(), plan.held_out.features(), plan.seed)
+
+    def _memorization(self, evidence: Evidence | None) -> None:
+        assert evidence is not None  # as above
+        found = memorization(evidence.samples["pooled"], evidence.train["pooled"], evidence.held_out["pooled"])
+        self.scores.append(
+            Score(
+                name="near_copies",
+                label="near-copies of training pictures",
+                value=found.share,
+                n=found.samples,
+                meaning="share; no more than of held-out",
+                error=_error_of_share(found.share, found.samples),
+                floor=found.share_held_out,
+                floor_error=_error_of_share(found.share_held_out, found.held_out),
+                floor_n=found.held_out,
+            )
+        )
+        self.details["memorization"] = {
+            "share": found.share,
+            "share_held_out": found.share_held_out,
+            "near_copies": np.flatnonzero(found.is_near_copy)[:1000].tolist(),
+            "training_pictures": self.plan.train.count,
+        }
+        self._show_pairs(found)
+
+    def _show_pairs(self, found: Memorization) -> None:
+        plan = self.plan
+        rows = spread(plan.store.train, plan.train.count)
+        for sample in np.argsort(found.ratios, kind="stable"):
+            if len(self.exhibits.pairs) == _PAIRS:
+                break
+            if sample < len(self.pictures):
+                row = int(rows[found.nearest[sample]])
+                pair = Pair(
+                    number=int(sample),
+                    sample=self.pictures[sample],
+                    nearest=plan.store.pictures[row],
+                    name=str(plan.store.names[row]),
+                    ratio=float(found.ratios[sample]),
+                    is_near_copy=bool(found.is_near_copy[sample]),
+                )
+                self.exhibits.pairs.append(pair)
+
+    def _colour(self, evidence: Evidence | None) -> None:
+        store = self.plan.store
+        train = _some(store.pictures, spread(store.train, self.plan.train.count))
+        held_out = _some(store.pictures, store.held_out)
+        found = colour_drift(self.pictures, train, store.value_range)
+        floor = colour_drift(held_out, train, store.value_range) if len(held_out) > 1 else None
+        channel, shift = _largest_shift(found)
+        self.scores.append(
+            Score(
+                name="colour",
+                label="colour shift, largest of a channel",
+                value=shift,
+                n=len(self.pictures),
+                meaning="share of the range; 0 is perfect",
+                error=found.mean_error[channel],
+                floor=_largest_shift(floor)[1] if floor else None,
+                floor_error=floor.mean_error[_largest_shift(floor)[0]] if floor else None,
+                floor_n=len(held_out) if floor else None,
+            )
+        )
+        self.details["colour"] = asdict(found)
+        self.exhibits.add_histograms(self.pictures, train, store.value_range)
+
+    def _pixels(self, evidence: Evidence | None) -> None:
+        found = pixel_scores(self.pictures, self.plan.store)
+        self.scores += _scores_of_pixels(found)
+        self.details["pixels"] = found.as_tree()
+
+    def _bits(self, evidence: Evidence | None) -> None:
+        from ddpm.evaluation.likelihood import bits_per_dim_of
+
+        plan = self.plan
+        assert plan.model is not None  # no plan asks it of pictures
+        n = min(plan.count, len(plan.store.held_out))
+        found = bits_per_dim_of(
+            plan.model.to(plan.samples.device), plan.store, n=n, seed=plan.seed, progress=self.progress
+        )
+        self.scores.append(
+            Score(
+                name="bits_per_dim",
+                label="bits/dim of held-out pictures",
+                value=found.total.value,
+                n=n,
+                meaning="bound; lower is better",
+                error=found.total.standard_error,
+            )
+        )
+        self.details["bits"] = found.as_tree()
+        self.exhibits.bits = found
+
+
+def _order(plan: Plan) -> list[str]:
+    """Return the groups of a plan: KID leads where there are too few samples for FID."""
+    if plan.count < HEADLINE or "fid" not in plan.metrics:
+        return list(plan.metrics)
+    return ["fid", *(name for name in plan.metrics if name != "fid")]
+
+
+def _gather(job: Job) -> tuple[Pictures, NDArray[np.bool_]]:
+    """Return the pictures of a job, as many as memory should hold, and for all of them whether they are constant."""
+    kept: list[Pictures] = []
+    constant: list[NDArray[np.bool_]] = []
+    values = 0
+    for pictures in job.pictures():
+        flat = pictures.reshape(len(pictures), -1)
+        if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+            raise DataError("pictures hold values that are not finite; what made them is broken: no score is computed")
+        constant.append((flat == flat[:, :1]).all(1))
+        if values < _MOST_VALUES:
+            kept.append(pictures)
+            values += pictures.size
+    return np.concatenate(kept), np.concatenate(constant)
+
+
+def _health(constant: NDArray[np.bool_], plan: Plan) -> list[str]:
+    """Return what must be known before any score.
+
+    Raises:
+        DataError: if every picture is of a single colour.
+    """
+    if constant.all() and plan.store.pictures.shape[1:3] != (1, 1):
+        raise DataError(
+            f"all {len(constant):,} pictures are of a single colour: the model, or what wrote them, is broken; "
+            "no score is computed"
+        )
+    notes = []
+    if constant.any() and plan.store.pictures.shape[1:3] != (1, 1):
+        first = int(constant.argmax())
+        notes.append(f"{int(constant.sum()):,} pictures are of a single colour, the first is number {first}")
+    if plan.count < HEADLINE and {"fid", "sfid"} & set(plan.metrics):
+        notes.append(
+            f"{plan.count:,} pictures are too few for FID as a headline ({HEADLINE:,} at least): it is too large by an "
+            "amount that depends on their number and on the model; KID has no such bias and comes with its error"
+        )
+    extractor = (plan.recipe["measure"]["features"] or {}).get("name")
+    if extractor == "inception" and plan.store.pictures.shape[3] == 1:
+        notes.append("gray pictures are shown to Inception as RGB; it knows photographs, so compare only among these")
+    return notes
+
+
+def _scores_of_pixels(found: PixelScores) -> list[Score]:
+    samples, perfect = found.samples, "1 is perfect"
+    scores = [
+        Score("frechet_ratio", "pixels: Fréchet, to held-out's", found.frechet_ratio, samples, perfect),
+        Score(
+            "two_sample_accuracy",
+            "pixels: 1-neighbour accuracy",
+            found.two_sample_accuracy,
+            min(samples, found.held_out),
+            "0.5 is perfect, 1 is worst",
+        ),
+        Score(
+            "copying_ratio", "pixels: distance to training", found.copying_ratio, samples, f"{perfect}, 0 is copying"
+        ),
+    ]
+    if found.sure_ratio is not None:
+        scores.append(Score("sure_ratio", "pixels: classifier is sure", found.sure_ratio, samples, perfect))
+    return scores
+
+
+def _largest_shift(drift: ColourDrift) -> tuple[int, float]:
+    shifts = [abs(mean - real) for mean, real in zip(drift.mean, drift.mean_real, strict=True)]
+    channel = int(np.argmax(shifts))
+    return channel, shifts[channel]
+
+
+def _error_of_share(share: float, n: int) -> float:
+    return float(np.sqrt(share * (1 - share) / n))
+
+
+def _some(pictures: Pictures, rows: NDArray[np.int64]) -> Pictures:
+    """Return rows of pictures, evenly spread where all would not fit into memory."""
+    most = max(2, _MOST_VALUES // int(np.prod(pictures.shape[1:])))
+    chosen: Pictures = pictures[spread(rows, most)]
+    return chosen
