@@ -74,8 +74,8 @@ def ddpm(*words: str) -> None:
 def score(run: Path, seed: int) -> dict[str, Any]:
     """Return the scores of 1,000 samples of one seed."""
     file = run / f"scores-{seed}.json"
-    ddpm("evaluate", str(run), "--seed", str(seed), "--json", str(file))
-    scores: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["scores"]
+    ddpm("evaluate", str(run), "-n", "1000", "--metrics", "pixels", "--seed", str(seed), "--json", str(file))
+    scores: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["details"]["pixels"]
     return {"seed": seed, **scores}
 
 

@@ -92,10 +92,13 @@ def test_from_data_to_scores(tiny_words: list[str], capsys: Capture) -> None:
     capsys.readouterr()
     main(["evaluate", "run", "-n", "25", "--steps", "2", "--json", "scores.json"])
     out = capsys.readouterr().out
-    assert "25 samples (ddim, 2 steps, seed 0) against 360 held-out pictures" in out
+    assert "25 pictures of run (ddim, 2 steps, seed 0) against 1,437 training pictures of digits" in out
     tree = json.loads(Path("scores.json").read_text())
-    assert (tree["recipe"]["trained_on_same_data"], tree["recipe"]["step"]) == (True, 10)
-    assert f"{tree['scores']['frechet_ratio']:.3f}" in out
+    samples = tree["recipe"]["samples"]
+    assert (samples["trained_on_same_data"], samples["step"]) == (True, 10)
+    assert f"{tree['scores']['frechet_ratio']['value']:.4g}" in out
+    (page,) = Path("run/evaluation").glob("*.html")
+    assert json.loads(page.with_suffix(".json").read_text()) == tree
 
 
 def test_inspect_says_what_things_are(trained: Path, capsys: Capture) -> None:

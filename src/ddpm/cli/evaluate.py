@@ -87,7 +87,8 @@ def evaluate(
         html: where to write the page.
         compare: an earlier report.
     """
-    from ddpm.evaluation.plan import Request, make_plan
+    from ddpm.evaluation.opening import Request
+    from ddpm.evaluation.plan import make_plan
     from ddpm.evaluation.recipe import read_report, refuse_other_recipe
     from ddpm.evaluation.run import run
     from ddpm.terminal import bar

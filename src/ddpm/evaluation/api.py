@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm.data.progress import silent
-from ddpm.evaluation.plan import Request, make_plan
+from ddpm.evaluation.opening import Request
+from ddpm.evaluation.plan import make_plan
 from ddpm.evaluation.report import Report
 from ddpm.evaluation.run import run
 from ddpm.model import Model

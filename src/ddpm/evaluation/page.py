@@ -102,8 +102,8 @@ def _pairs(exhibits: Exhibits) -> str:
     cells = "".join(_pair(exhibits, pair) for pair in exhibits.pairs)
     return (
         "<section>\n<h2>Nearest training pictures</h2>\n<p>Above, the samples that come nearest to a training picture; "
-        "below, that picture. The number is the distance, over the mean distance to the 50 nearest: below 0.5 is called "
-        f'a near-copy.</p>\n<div class="pairs">{cells}</div>\n</section>'
+        "below, that picture. The number is the distance, over the mean distance to the 50 nearest: below 0.5 counts "
+        f'as a near-copy.</p>\n<div class="pairs">{cells}</div>\n</section>'
     )
 
 
@@ -126,9 +126,10 @@ def _histograms(report: Report) -> str:
         f'<figure class="{name}">{_histogram(counts)}<figcaption>{name}</figcaption></figure>'
         for name, counts in zip(names, exhibits.histograms, strict=True)
     )
+    real, line = ('<span class="key real"></span>', '<span class="key line"></span>')
     return (
-        f'<section>\n<h2>Colours</h2>\n<p>{verdict} Shares of pixel values, dark to bright: <span class="key real"></span> training '
-        f'pictures, <span class="key line"></span> samples. The height is the square root of the share.</p>\n'
+        f"<section>\n<h2>Colours</h2>\n<p>{verdict} Shares of pixel values, dark to bright: {real} training pictures, "
+        f"{line} samples. The height is the square root of the share.</p>\n"
         f'<div class="plots">{plots}</div>\n</section>'
     )
 

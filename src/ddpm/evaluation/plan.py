@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +13,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm.config import DataConfig, from_tree
-from ddpm.data import ProgressFactory, Store, open_store
-from ddpm.errors import ConfigError, DataError, DdpmError, ModelFileError
+from ddpm.data import ProgressFactory, Store
+from ddpm.errors import ConfigError, DataError, DdpmError
 from ddpm.evaluation.features import Extractor, load_extractor
+from ddpm.evaluation.opening import Request, Subject, open_subject
 from ddpm.evaluation.pixel_scores import LEAST as PIXELS_LEAST
 from ddpm.evaluation.pixel_scores import MAX_DIMENSIONS
-from ddpm.evaluation.scores import FEATURE_METRICS, METRICS, parse_metrics
+from ddpm.evaluation.scores import FEATURE_METRICS, METRICS, SEED, parse_metrics
 from ddpm.evaluation.shards import Job, digest, work_root
-from ddpm.evaluation.subject import PictureSource, Place, Sampled, Stored, model_fingerprint, scale_of, spread
+from ddpm.evaluation.subject import PictureSource, Place, Sampled, Stored, scale_of, spread
 from ddpm.model import Model
-from ddpm.model_file import MODEL_NAME, locate
 from ddpm.training.engine import choose_engine
 from ddpm.version import __version__
-
-MOST_REFERENCE = 50_000
-"""Pictures of the training split that samples are compared with, evenly spread: the number of published scores."""
 
 FEW_SAMPLES, SAMPLES = 1000, 2048
 """Samples of a model by default: of small pictures, and of others."""
 
+MOST_REFERENCE = 50_000
+"""Pictures of the training split that samples are compared with, evenly spread: the number of published scores."""
 
-@dataclass(frozen=True)
-class Request:
-    """What a user asks for; every field has the meaning that `ddpm.evaluate` gives it."""
-
-    data: str | Path | None = None
-    metrics: Sequence[str] | None = None
-    n: int | None = None
-    features: str | Path | None = None
-    size: tuple[int, int] | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    seed: int = 0
-    processes: int = 1
-    device: str = "auto"
-    precision: str = "auto"
+_BY_DEFAULT = tuple(name for name in METRICS if name not in ("sfid", "is", "bits"))  # the bound takes long
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +50,7 @@ class Plan:
         recipe: of the scores: "samples" says what is scored, "measure" how, "software" by what.
         notes: what the reader must know.
         processes: how many share the work.
-        seed: of the samples and of random subsets.
+        is_demand: whether a score that turns out not to be had is an error.
     """
 
     title: str
@@ -81,29 +65,7 @@ class Plan:
     recipe: dict[str, Any]
     notes: tuple[str, ...]
     processes: int
-    seed: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Subject:
-    """What is scored, opened, with the data that it is compared with.
-
-    Attributes:
-        title: in few words.
-        model: of a model.
-        store: the data.
-        most: how many pictures there are; None: as many as are wanted.
-        recipe: what says where the pictures come from.
-        notes: what was noticed.
-    """
-
-    title: str
-    model: Model | None
-    store: Store
-    pictures: Store | None
-    recipe: dict[str, Any]
-    notes: tuple[str, ...] = ()
-    places: dict[str, Place | Path] = field(default_factory=dict)
+    is_demand: bool
 
 
 def make_plan(subject: Model | str | Path, request: Request, *, progress: ProgressFactory | None = None) -> Plan:
@@ -123,11 +85,12 @@ def make_plan(subject: Model | str | Path, request: Request, *, progress: Progre
     if not 0 <= request.seed < 2**64:
         raise ConfigError(f"seed {request.seed}; expected 0 to 2^64 - 1")
     engine = choose_engine(request.device, request.precision)
-    opened = _open_model(subject, request, progress) or _open_pictures(subject, request, progress)
+    opened = open_subject(subject, request, progress)
     store = opened.store
     count = _count(opened, request)
-    extractor, reason = _extractor(request, wanted, store, engine.device)
-    metrics, left_out = _metrics(wanted, opened, extractor, reason, count)
+    offer = _offer(request, wanted, store, engine.device)
+    extractor = offer.extractor
+    metrics, left_out = _metrics(wanted, opened, offer, count)
     source = _source(opened, request, engine.precision, count)
     train_rows = spread(store.train, MOST_REFERENCE)
     features = None if extractor is None else {"sha256": extractor.sha256, **extractor.recipe()}
@@ -143,7 +106,7 @@ def make_plan(subject: Model | str | Path, request: Request, *, progress: Progre
             "reference_pictures": len(train_rows),
             "held_out_pictures": len(store.held_out),
             "features": features,
-            "seed": request.seed,
+            "subsets_seed": SEED,
         },
         "software": {"ddpm": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
@@ -160,7 +123,7 @@ def make_plan(subject: Model | str | Path, request: Request, *, progress: Progre
         recipe=recipe,
         notes=opened.notes,
         processes=request.processes,
-        seed=request.seed,
+        is_demand=_is_demand(wanted),
     )
 
 
@@ -200,120 +163,20 @@ class _Base:
 
 def default_features(store: Store) -> str:
     """Return the extractor for data that nobody chose one for: raw pixels of small pictures, else Inception."""
-    return "pixels" if _is_small(store) else "inception"
+    return "pixels" if is_small(store) else "inception"
 
 
-def _is_small(store: Store) -> bool:
-    return int(np.prod(store.pictures.shape[1:])) <= MAX_DIMENSIONS
-
-
-def _open_model(subject: Model | str | Path, request: Request, progress: ProgressFactory | None) -> _Subject | None:
-    """Return a model with its data, or None if the subject is no model."""
-    if not isinstance(subject, Model) and not looks_like_model(Path(subject)):
-        return None
-    if isinstance(subject, Model) and request.processes > 1:
-        raise ConfigError("a model in memory is sampled by one process; save it, and give its file")
-    if request.size is not None:
-        raise ConfigError("--size is for pictures: a model says itself at which size its data are read")
-    loaded = subject if isinstance(subject, Model) else Model.load(subject)
-    model = loaded.with_sampling(sampler=request.sampler, steps=request.steps)
-    provenance = model.provenance
-    name = "the model" if isinstance(subject, Model) else f"'{subject}'"
-    if "config" not in provenance or (request.data is None and "data" not in provenance):
-        raise ModelFileError(f"{name} does not say what it was trained on; expected a model that 'ddpm train' wrote")
-    model.sampling_batches(1 if request.n is None else request.n, seed=request.seed)  # refuses
-    config = from_tree(provenance["config"]).data
-    place = Place(str(request.data or provenance["data"]), config)
-    store = open_store(place.source, config, progress=progress)
-    if (store.levels, store.value_range) != (model.codec.levels, model.codec.value_range):
-        raise DataError(
-            f"'{store.source}' has {store.levels} levels in {store.value_range}, the model's pictures have "
-            f"{model.codec.levels} in {model.codec.value_range}; expected the same"
-        )
-    _refuse_other_shape(name, model.picture_shape, store)
-    same = store.fingerprint == provenance.get("data_fingerprint")
-    sampling = json.loads(model.sampling.model_dump_json())
-    recipe = {
-        "kind": "model",
-        "model": "in memory" if isinstance(subject, Model) else str(subject),
-        "model_fingerprint": model_fingerprint(model),
-        "step": provenance.get("step"),
-        "weights": provenance.get("weights"),
-        "trained_on_same_data": same,
-        "seed": request.seed,
-        **sampling,
-    }
-    words = f"{recipe['model']} ({model.sampling.sampler}, {model.sampling.steps} steps, seed {request.seed})"
-    notes = () if same else (f"the model was trained on other data than {store.source}: a copy cannot be found there",)
-    places: dict[str, Place | Path] = {"data": place}
-    if not isinstance(subject, Model):
-        places["model"] = locate(Path(subject))
-    return _Subject(words, model, store, None, recipe, notes, places)
-
-
-def looks_like_model(path: Path) -> bool:
-    """Whether a path is meant to be a model: a file of weights, or a run folder, even one that has no model yet."""
-    if path.is_dir():
-        return (path / MODEL_NAME).is_file() or (path / "metrics.jsonl").is_file()
-    return path.suffix in (".safetensors", ".pt", ".pth", ".ckpt")
-
-
-def _open_pictures(subject: Model | str | Path, request: Request, progress: ProgressFactory | None) -> _Subject:
-    assert not isinstance(subject, Model)  # that is one
-    given = {"sampler": request.sampler, "steps": request.steps}
-    if asked := [f"--{name}" for name, value in given.items() if value is not None]:
-        raise ConfigError(f"{' and '.join(asked)} with pictures '{subject}'; only a model is sampled")
-    pictures = open_store(subject, DataConfig(), progress=progress)
-    if request.data is None:
-        raise ConfigError(f"--data is needed with pictures '{subject}': the data that they are compared with")
-    place = Place(str(request.data), DataConfig(size=request.size))
-    store = open_store(place.source, place.config, progress=progress)
-    height, width = pictures.pictures.shape[1:3]
-    sizes = pictures.report.sizes or {}
-    if sizes and set(sizes) != {f"{height}x{width}"}:
-        listed = ", ".join(f"{count:,} of {size}" for size, count in list(sizes.items())[:4])
-        raise DataError(f"the pictures '{subject}' are of several sizes, or too large ({listed}); expected one size")
-    _refuse_other_shape(f"'{subject}'", pictures.pictures.shape[1:], store)
-    notes = [f"of {subject}: {line}" for line in pictures.report.conversions]
-    if pictures.report.bad:
-        bad = pictures.report.bad
-        notes.append(f"{len(bad):,} files of {subject} cannot be read and are not scored: {bad[0][0]} ({bad[0][1]})")
-    if scale_of(pictures) != scale_of(store):
-        notes.append(
-            f"{pictures.levels} levels of {subject} are read as the data's {store.levels}, rounded to the nearest"
-        )
-    recipe = {
-        "kind": "pictures",
-        "pictures": pictures.source,
-        "pictures_fingerprint": pictures.fingerprint,
-        "levels": pictures.levels,
-    }
-    places: dict[str, Place | Path] = {"data": place, "pictures": Place(str(subject), DataConfig())}
-    return _Subject(str(subject), None, store, pictures, recipe, tuple(notes), places)
-
-
-def _refuse_other_shape(name: str, shape: Sequence[int], store: Store) -> None:
-    data = store.pictures.shape[1:]
-    if tuple(shape) != data:
-        height, width, channels = shape
-        raise DataError(
-            f"pictures of {name} are {height}x{width} with {channels} channels, those of '{store.source}' "
-            f"{data[0]}x{data[1]} with {data[2]}; nothing is resized silently: make them equal, or read the data at "
-            f"the pictures' size with --size {height}x{width}"
-        )
-
-
-def _count(opened: _Subject, request: Request) -> int:
+def _count(opened: Subject, request: Request) -> int:
     if request.n is not None and request.n < 2:
         raise ConfigError(f"{request.n} pictures; expected at least 2, as scores are of distributions")
     if opened.pictures is None:
-        return request.n or (FEW_SAMPLES if _is_small(opened.store) else SAMPLES)
+        return request.n or (FEW_SAMPLES if is_small(opened.store) else SAMPLES)
     if request.n is not None and request.n > len(opened.pictures):
         raise DataError(f"{request.n:,} pictures are asked for, but '{opened.title}' holds {len(opened.pictures):,}")
     return request.n or len(opened.pictures)
 
 
-def _source(opened: _Subject, request: Request, precision: str, count: int) -> PictureSource:
+def _source(opened: Subject, request: Request, precision: str, count: int) -> PictureSource:
     elsewhere = request.processes > 1
     if opened.model is not None:
         path = opened.places.get("model")
@@ -331,59 +194,82 @@ def _source(opened: _Subject, request: Request, precision: str, count: int) -> P
     return Stored(store, opened.pictures.fingerprint, rows, scale_of(opened.store))
 
 
-def _extractor(
-    request: Request, wanted: tuple[str, ...] | None, store: Store, device: str
-) -> tuple[Extractor | None, str]:
-    """Return what makes features, or None and why there is none."""
-    needed = wanted is None or any(name in FEATURE_METRICS or name == "memorization" for name in wanted)
-    if not needed:
-        return None, ""
-    name = str(request.features or default_features(store))
+def is_small(store: Store) -> bool:
+    """Whether distances between raw pixels say something of what is in the pictures."""
+    return int(np.prod(store.pictures.shape[1:])) <= MAX_DIMENSIONS
+
+
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """What makes features here.
+
+    Attributes:
+        extractor: None where there is none.
+        reason: why there is none.
+        parts: the features that it gives of these data: "pooled", "spatial", "probabilities".
+    """
+
+    extractor: Extractor | None = None
+    reason: str = ""
+    parts: frozenset[str] = frozenset()
+
+
+def _offer(request: Request, wanted: tuple[str, ...] | None, store: Store, device: str) -> _Offer:
+    """Load what makes features, and try it on two pictures of the data, so that it fails before the work begins."""
+    if wanted is not None and not any(name in FEATURE_METRICS or name == "memorization" for name in wanted):
+        return _Offer()
     try:
-        return load_extractor(name, device=device), ""
+        extractor = load_extractor(str(request.features or default_features(store)), device=device)
     except DdpmError as error:
-        if request.features is not None or wanted is not None:
+        if request.features is not None or _is_demand(wanted):
             raise
-        return None, str(error)
+        return _Offer(reason=str(error))
+    tried = extractor(np.asarray(store.pictures[store.train[:2]]), store.value_range)
+    given = {"pooled": tried.pooled, "spatial": tried.spatial, "probabilities": tried.probabilities}
+    return _Offer(extractor, parts=frozenset(name for name, values in given.items() if values is not None))
+
+
+def _is_demand(wanted: tuple[str, ...] | None) -> bool:
+    """Whether scores were named, so that one that is not to be had is an error."""
+    return wanted is not None and set(wanted) != set(METRICS)
 
 
 def _metrics(
-    wanted: tuple[str, ...] | None, opened: _Subject, extractor: Extractor | None, reason: str, count: int
+    wanted: tuple[str, ...] | None, opened: Subject, offer: _Offer, count: int
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the groups of scores that are to be had, and why the others are not.
 
     Raises:
         DataError: if one that was named is not to be had.
     """
-    obstacles = {name: _obstacle(name, opened, extractor, reason, count) for name in METRICS}
-    if wanted is None:  # the bound takes as long as sampling: only if it is asked for
-        chosen = tuple(name for name in METRICS if not obstacles[name] and name not in ("bits", "is", "sfid"))
-        missing = {name: obstacles[name] for name in ("kid", "fid", "prdc", "memorization") if obstacles[name]}
-    elif set(wanted) == set(METRICS):
-        chosen = tuple(name for name in METRICS if not obstacles[name])
-        missing = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
-    else:
-        for name in wanted:
-            if obstacles[name]:
-                raise DataError(f"no {name} here: {obstacles[name]}")
-        chosen, missing = wanted, {}
-    if not chosen:
-        raise DataError(f"no score is to be had here: {'; '.join(sorted(set(missing.values())))}")
-    return chosen, missing
+    asked = wanted or _BY_DEFAULT
+    obstacles = {name: _obstacle(name, opened, offer, count) for name in asked}
+    missing = {name: why for name, why in obstacles.items() if why}
+    if missing and _is_demand(wanted):
+        raise DataError("; ".join(f"no {name} here: {why}" for name, why in missing.items()))
+    if len(missing) == len(asked):
+        raise DataError(f"no score is to be had here: {'; '.join(dict.fromkeys(missing.values()))}")
+    if wanted is None and not is_small(opened.store):
+        missing.pop("pixels")  # which nobody would expect
+    return tuple(name for name in asked if not obstacles[name]), missing
 
 
-def _obstacle(name: str, opened: _Subject, extractor: Extractor | None, reason: str, count: int) -> str:
+def _obstacle(name: str, opened: Subject, offer: _Offer, count: int) -> str:
     """Return why a group of scores is not to be had, or an empty string."""
     metric = FEATURE_METRICS.get(name)
     least = metric.least if metric else PIXELS_LEAST if name == "pixels" else 2
     needs_extractor = metric is not None or name == "memorization"
-    if needs_extractor and extractor is None:
-        return reason
+    if needs_extractor and offer.extractor is None:
+        return offer.reason
+    if metric is not None and metric.needs not in offer.parts:
+        return f"the extractor gives no {metric.needs} features; use another --features, such as inception"
+    if name == "colour" and opened.store.is_points:
+        return "points have no colours"
     if name != "bits" and min(count, len(opened.store.train)) < least:
         return f"{count} samples and {len(opened.store.train)} training pictures; it needs at least {least} of each"
     if name == "bits" and opened.model is None:
         return "bits per dimension are of a model, not of its samples"
-    if name == "pixels" and not _is_small(opened.store):
+    if name == "pixels" and not is_small(opened.store):
         return f"scores over raw pixels mean something up to {MAX_DIMENSIONS:,} values a picture"
     if name == "pixels" and len(opened.store.held_out) < least:
         return f"{len(opened.store.held_out)} held-out pictures; it needs at least {least}"

@@ -49,7 +49,7 @@ class Report:
 
     def as_tree(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
+        tree = {
             "format": FORMAT,
             "title": self.title,
             "recipe": self.recipe,
@@ -58,16 +58,18 @@ class Report:
             "notes": list(self.notes),
             "left_out": self.left_out,
         }
+        plain: dict[str, Any] = json.loads(json.dumps(tree))  # tuples become lists
+        return plain
 
     def header(self) -> list[str]:
         """Return in two lines what was scored, against what."""
         measure = self.recipe["measure"]
-        features = measure["features"]
-        words = f"features: {features['name']}" if features else "no features"
+        features = f"features: {measure['features']['name']}" if measure["features"] else "no features"
+        held_out = f"{measure['held_out_pictures']:,} held-out pictures"
         return [
             f"{measure['samples']:,} pictures of {self.title} against {measure['reference_pictures']:,} training "
             f"pictures of {measure['data']}",
-            f"{words}; beside it what the {measure['held_out_pictures']:,} held-out pictures reach in the samples' place",
+            f"{features}; beside each score what the {held_out} reach in the samples' place",
         ]
 
     def table(self) -> str:

@@ -19,7 +19,7 @@ from ddpm.evaluation.memorization import Memorization, memorization
 from ddpm.evaluation.pixel_scores import PixelScores, pixel_scores
 from ddpm.evaluation.plan import Plan
 from ddpm.evaluation.report import Report
-from ddpm.evaluation.scores import FEATURE_METRICS, HEADLINE, Evidence, Score, feature_scores
+from ddpm.evaluation.scores import FEATURE_METRICS, HEADLINE, SEED, Evidence, Score, feature_scores
 from ddpm.evaluation.shards import Job, clean
 from ddpm.evaluation.subject import spread
 from ddpm.evaluation.workers import run_job
@@ -78,6 +78,8 @@ class _Scoring:
                 else:
                     others[name](evidence)
             except DataError as error:
+                if self.plan.is_demand:
+                    raise DataError(f"no {name} here: {error}") from error
                 self.left_out[name] = str(error)
         if not self.scores:
             reasons = "; ".join(dict.fromkeys(self.left_out.values()))
@@ -96,7 +98,7 @@ class _Scoring:
         plan = self.plan
         if plan.samples.extractor is None:
             return None
-        return Evidence(plan.samples.features(), plan.train.features(), plan.held_out.features(), plan.seed)
+        return Evidence(plan.samples.features(), plan.train.features(), plan.held_out.features())
 
     def _memorization(self, evidence: Evidence | None) -> None:
         assert evidence is not None  # as above
@@ -169,24 +171,22 @@ class _Scoring:
         self.details["pixels"] = found.as_tree()
 
     def _bits(self, evidence: Evidence | None) -> None:
+        from ddpm.evaluation.histogram import histogram_bits_per_dim
         from ddpm.evaluation.likelihood import bits_per_dim_of
 
-        plan = self.plan
+        plan, store = self.plan, self.plan.store
         assert plan.model is not None  # no plan asks it of pictures
-        n = min(plan.count, len(plan.store.held_out))
-        found = bits_per_dim_of(
-            plan.model.to(plan.samples.device), plan.store, n=n, seed=plan.seed, progress=self.progress
-        )
-        self.scores.append(
-            Score(
-                name="bits_per_dim",
-                label="bits/dim of held-out pictures",
-                value=found.total.value,
-                n=n,
-                meaning="bound; lower is better",
-                error=found.total.standard_error,
-            )
-        )
+        n = min(plan.count, len(store.held_out))
+        model = plan.model.to(plan.samples.device)
+        found = bits_per_dim_of(model, store, n=n, seed=SEED, progress=self.progress)
+        assert store.levels is not None  # the bound refuses continuous data
+        train, held_out = (store.pictures[rows] for rows in (store.train, store.held_out))
+        simple = histogram_bits_per_dim(train, held_out, store.levels, value_range=store.value_range)
+        for name, label, estimate, of, meaning in (
+            ("bits_per_dim", "bits/dim of held-out pictures", found.total, n, "upper bound; lower is better"),
+            ("histogram_bits_per_dim", "the same, histogram a pixel", simple, len(held_out), "a model should beat it"),
+        ):
+            self.scores.append(Score(name, label, estimate.value, of, meaning, error=estimate.standard_error))
         self.details["bits"] = found.as_tree()
         self.exhibits.bits = found
 

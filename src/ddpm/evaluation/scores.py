@@ -21,6 +21,9 @@ from ddpm.evaluation.subject import spread
 HEADLINE = 2048
 """Fewest samples from which on FID is a headline: with fewer, its bias is larger than what it should tell."""
 
+SEED = 0
+"""Of random subsets: the same in every report, whatever the seed of the samples."""
+
 SPLITS = 10
 NEIGHBOURS = 5
 _MOST_NEIGHBOURS = 10_000  # rows a side of precision and recall, as in their papers: time grows with the product
@@ -73,13 +76,11 @@ class Evidence:
         samples: of what is scored.
         train: of the reference, pictures of the training split.
         held_out: of the held-out split.
-        seed: of random subsets.
     """
 
     samples: Arrays
     train: Arrays
     held_out: Arrays
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,39 +90,39 @@ class FeatureMetric:
     Attributes:
         needs: the part of the features that it is made of.
         least: fewest pictures a side.
-        prepare: what is the same for samples and held-out pictures: (reference, seed) -> scores of features.
+        prepare: what is the same for samples and held-out pictures: reference -> scores of features.
         labels: score -> (name for people, what is good).
     """
 
     needs: str
     least: int
-    prepare: Callable[[NDArray[Any], int], Callable[[NDArray[Any]], Values]]
+    prepare: Callable[[NDArray[Any]], Callable[[NDArray[Any]], Values]]
     labels: dict[str, tuple[str, str]]
 
 
-def _frechet(name: str) -> Callable[[NDArray[Any], int], Callable[[NDArray[Any]], Values]]:
-    def prepare(reference: NDArray[Any], seed: int) -> Callable[[NDArray[Any]], Values]:
+def _frechet(name: str) -> Callable[[NDArray[Any]], Callable[[NDArray[Any]], Values]]:
+    def prepare(reference: NDArray[Any]) -> Callable[[NDArray[Any]], Values]:
         of_reference = moments_of(reference)
 
         def score(features: NDArray[Any]) -> Values:
             if features.size > _MOST_BOOTSTRAPPED:
                 return {name: (frechet_distance(moments_of(features), of_reference), None)}
-            return {name: _pair(frechet_estimate(features, of_reference, seed=seed))}
+            return {name: _pair(frechet_estimate(features, of_reference, seed=SEED))}
 
         return score
 
     return prepare
 
 
-def _kernel(reference: NDArray[Any], seed: int) -> Callable[[NDArray[Any]], Values]:
-    return lambda features: {"kid": _pair(kernel_distance(features, reference, seed=seed))}
+def _kernel(reference: NDArray[Any]) -> Callable[[NDArray[Any]], Values]:
+    return lambda features: {"kid": _pair(kernel_distance(features, reference, seed=SEED))}
 
 
-def _inception(reference: NDArray[Any], seed: int) -> Callable[[NDArray[Any]], Values]:
+def _inception(reference: NDArray[Any]) -> Callable[[NDArray[Any]], Values]:
     return lambda probabilities: {"is": _pair(inception_score(probabilities, splits=SPLITS))}
 
 
-def _coverage(reference: NDArray[Any], seed: int) -> Callable[[NDArray[Any]], Values]:
+def _coverage(reference: NDArray[Any]) -> Callable[[NDArray[Any]], Values]:
     real = thinned(reference, _MOST_NEIGHBOURS)
 
     def score(features: NDArray[Any]) -> Values:
@@ -197,15 +198,13 @@ def feature_scores(name: str, evidence: Evidence) -> list[Score]:
     """Return the scores of one group over features, with the floor that held-out pictures set.
 
     Raises:
-        DataError: if the extractor gives no such features, or there are too few pictures.
+        DataError: if there are too few pictures, or their features are all the same.
     """
     metric = FEATURE_METRICS[name]
-    if metric.needs not in evidence.samples:
-        raise DataError(f"the extractor gives no {metric.needs} features; use another --features, such as inception")
     samples, held_out = evidence.samples[metric.needs], evidence.held_out[metric.needs]
     if min(len(samples), len(evidence.train[metric.needs])) < metric.least:
         raise DataError(f"{len(samples)} pictures; it needs at least {metric.least} a side")
-    score = metric.prepare(evidence.train[metric.needs], evidence.seed)
+    score = metric.prepare(evidence.train[metric.needs])
     values = score(samples)
     equal = min(len(samples), len(held_out))
     floor = score(thinned(held_out, equal)) if equal >= metric.least else {}
