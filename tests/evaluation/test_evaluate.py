@@ -66,7 +66,7 @@ def write_digits(folder: Path, rows: Iterable[int], **kind: Any) -> None:
         image = to_image(store.pictures[row], levels=store.levels, value_range=store.value_range)
         save_png(
             image.resize(kind["size"]) if "size" in kind else image.convert(kind.get("mode", "L")),
-            folder / f"{row}.png",
+            folder / f"{row:05d}.png",
         )
 
 
@@ -94,7 +94,7 @@ def test_a_report_holds_scores_floors_and_the_whole_recipe(trained: Path) -> Non
     assert "400 pictures are too few for FID as a headline" in report.notes[0]
 
 
-def test_held_out_pictures_reach_their_own_floor(tmp_path: Path) -> None:
+def test_held_out_pictures_reach_their_own_floor() -> None:
     store = open_store("digits", DataConfig())
     write_digits(Path("held"), store.held_out.tolist())
     report = ddpm.evaluate("held", "digits", metrics=["kid", "fid", "prdc", "colour", "memorization"], quiet=True)
@@ -278,9 +278,9 @@ def test_pictures_of_another_kind_are_refused_with_the_reason() -> None:
     assert "it needs at least 20" in refused("gray", n=10)
     assert "not known" in refused("gray", features="pixel")
     assert "no data at 'absent'" in refused("absent")
-    coloured = Image.open("colour/0.png")
+    coloured = Image.open("colour/00000.png")
     coloured.putpixel((0, 0), (255, 0, 0))
-    coloured.save("colour/0.png")
+    coloured.save("colour/00000.png")
     assert "8x8 with 3 channels" in refused("colour")
 
 

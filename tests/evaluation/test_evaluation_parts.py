@@ -21,7 +21,7 @@ from ddpm.evaluation.report import shown
 from ddpm.evaluation.scores import METRICS, Evidence, feature_scores, parse_metrics
 from ddpm.evaluation.shards import SHARD, Job
 from ddpm.evaluation.subject import Scale, Tick
-from ddpm.evaluation.workers import run_job
+from ddpm.evaluation.workers import run_jobs
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_differences_are_named_by_their_place() -> None:
         (123.456, 12.3, "123 ± 12"),
         (0.0, 0.0, "0"),
         (1.2e-7, None, "1.2e-07"),
-        (0.01, 0.0998, "0.010 ± 0.100"),
+        (0.01, 0.0998, "0.01 ± 0.10"),
     ],
 )
 def test_numbers_have_the_digits_that_their_error_allows(value: float, error: float | None, text: str) -> None:
@@ -135,8 +135,7 @@ def job(root: Path, source: Ramp, count: int) -> Job:
 
 
 def run_silently(work: Job, processes: int = 1) -> None:
-    with silent(None, "") as progress:
-        run_job(work, progress, processes=processes)
+    run_jobs({"ramp": work}, processes=processes, progress=silent)
 
 
 def test_shards_hold_the_pictures_in_order(tmp_path: Path) -> None:
@@ -153,7 +152,10 @@ def test_shards_hold_the_pictures_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("by", "error", "words"),
-    [("exit", RunError, r"was killed .exit code 9.*goes on"), ("error", DataError, "picture 300 is broken")],
+    [
+        ("exit", RunError, r"was killed .exit code 9.*goes on"),
+        pytest.param("error", DataError, "picture 300 is broken", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_that_dies_or_fails_is_told_of_and_the_rest_kept(
     by: str, error: type[Exception], words: str, tmp_path: Path

@@ -22,7 +22,7 @@ from ddpm.evaluation.report import Report
 from ddpm.evaluation.scores import FEATURE_METRICS, HEADLINE, SEED, Evidence, Score, feature_scores
 from ddpm.evaluation.shards import Job, clean
 from ddpm.evaluation.subject import spread
-from ddpm.evaluation.workers import run_job
+from ddpm.evaluation.workers import run_jobs
 
 _MOST_VALUES = 2**28  # of pictures in memory at once, a side
 _PAIRS = 12  # of samples and their nearest training pictures that a report shows
@@ -42,9 +42,7 @@ def run(plan: Plan, *, progress: ProgressFactory = silent) -> Report:
     if plan.samples.extractor is not None:
         jobs |= {"training pictures": plan.train, "held-out pictures": plan.held_out}
     clean(plan.samples.root, [folder for job in jobs.values() for folder in job.folders()])
-    for words, job in jobs.items():
-        with progress(job.count, words) as shown:
-            run_job(job, shown, processes=plan.processes)
+    run_jobs(jobs, processes=plan.processes, progress=progress)
     return _Scoring(plan, progress).report()
 
 

@@ -198,4 +198,5 @@ class Stored:
 
 def spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """Return at most `most` rows, evenly spread: data sets are often sorted by class."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
+    count = min(len(rows), most)
+    return rows[np.arange(count, dtype=np.int64) * (len(rows) - 1) // max(1, count - 1)]
