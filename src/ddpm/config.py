@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -183,6 +184,27 @@ class SamplingConfig(Section):
         None, description="variance of the ancestral sampler; none: the one that the model was trained with"
     )
     clip: bool = Field(True, description="clip the denoised estimate to the range of the data")
+    timesteps: tuple[Annotated[float, Field(ge=0.0)], ...] | None = Field(
+        None, min_length=1, description="the very times that are visited, decreasing; none: spread evenly"
+    )
+
+    @model_validator(mode="after")
+    def _timesteps_fit(self) -> SamplingConfig:
+        times = self.timesteps
+        if times is not None and len(times) != self.steps:
+            raise ValueError(f"steps is {self.steps}, but timesteps names {len(times)}")
+        if times is not None and any(s >= t for t, s in pairwise(times)):
+            raise ValueError(f"timesteps are {list(times)}; expected each to be smaller than the one before")
+        return self
+
+
+class DistillationConfig(Section):
+    """What a distilled model learns from; `ddpm distill` fills it in."""
+
+    method: Literal["progressive", "consistency"] = Field("progressive", description="what the student's target is")
+    teacher: str = Field(description="file of the teacher")
+    teacher_sha256: str = Field(description="of that file")
+    teacher_steps: int = Field(ge=1, description="DDIM steps of the teacher that one of the student's is worth")
 
 
 class Config(Section):
@@ -195,6 +217,7 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
+    distillation: DistillationConfig | None = None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:

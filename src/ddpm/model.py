@@ -98,6 +98,8 @@ class Model:
         if "sampler" in wanted and wanted["sampler"] not in SAMPLERS:
             name = str(wanted["sampler"])
             raise SamplingError(f"unknown sampler '{name}'{nearest(name, SAMPLERS)}; known are {', '.join(SAMPLERS)}")
+        if wanted.get("steps", self.sampling.steps) != self.sampling.steps:
+            wanted.setdefault("timesteps", None)  # explicit times are of one number of steps
         try:
             sampling = SamplingConfig.model_validate({**self.sampling.model_dump(), **wanted})
         except ValidationError as error:
@@ -118,7 +120,7 @@ class Model:
             self.schedule,
             noise.normal(0, "x_T"),
             noise,
-            timesteps=spaced_timesteps(advice.steps, len(self.schedule)),
+            timesteps=advice.timesteps or spaced_timesteps(advice.steps, len(self.schedule)),
             **options,
         )
 

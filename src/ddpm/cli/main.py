@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(words: Sequence[str]) -> None:
     import tyro
 
+    from ddpm.cli.distill import distill
     from ddpm.cli.evaluate import evaluate
     from ddpm.cli.inspect import inspect
     from ddpm.cli.sample import sample
@@ -50,6 +51,7 @@ def _run(words: Sequence[str]) -> None:
             "train": train,
             "sample": sample,
             "evaluate": evaluate,
+            "distill": distill,
             "inspect": inspect,
             "train-classifier": train_classifier,
         },

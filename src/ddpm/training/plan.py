@@ -8,12 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from ddpm.codec import PixelCodec
 from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
+from ddpm.diffusion.noise import stream
+from ddpm.diffusion.schedules import make_schedule
 from ddpm.errors import ConfigError
+from ddpm.model import Model
+from ddpm.networks import build_network
 from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
-from ddpm.training.engine import choose_engine
+from ddpm.training.engine import Engine, choose_engine
+from ddpm.training.loop import Objective
 from ddpm.training.run_folder import RunFolder
 
 
@@ -43,6 +51,34 @@ class Plan:
         """(H, W, C)."""
         height, width, channels = self.store.pictures.shape[1:]
         return height, width, channels
+
+    def start(self, engine: Engine) -> tuple[nn.Module, Objective]:
+        """Return the network of the first step, in its place, and what is minimised."""
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(stream(config.seed, "weights").integers(2**63)))
+            learned = config.objective.variance == "learned"
+            network = engine.place(build_network(config.network, self.picture_shape, learned_variance=learned))
+        schedule = make_schedule(
+            config.schedule.name, config.schedule.num_timesteps, zero_terminal_snr=config.schedule.zero_terminal_snr
+        )
+        objective = Objective(
+            schedule=schedule,
+            config=config.objective,
+            engine=engine,
+            levels=self.codec.levels,
+            x_0_range=self.codec.clip_range,
+            self_conditioning=config.network.self_conditioning,
+        )
+        return network, objective
+
+    def lineage(self) -> dict[str, Any]:
+        """Return what provenance says of models that this one comes from."""
+        return {}
+
+    def shown_beside(self) -> list[Model]:
+        """Return the models whose pictures stand beside its own in previews."""
+        return []
 
 
 def make_plan(
@@ -86,6 +122,8 @@ def make_plan(
 
 def _refuse_early(preset: str, tree: Mapping[str, Any], folder: RunFolder) -> Config:
     """Return the configuration as far as it is known; whatever is wrong in it is said before any picture is read."""
+    if tree.get("distillation") is not None:
+        raise ConfigError("the configuration is of a distillation; use 'ddpm distill' with its teacher")
     known = {key: value for key, value in tree.items() if preset != "auto" or key != "network"}
     config = from_tree(known)  # the network of "auto" depends on the data, and so does whether its values fit
     choose_engine(config.training.device, config.training.precision)
@@ -128,6 +166,7 @@ def may_change_on_resume(line: str) -> bool:
         "training.micro_batch_size",
         "data.on_bad_file",
         "data.max_bad_share",
+        "distillation.teacher",
     } or key.startswith("sampling.")
 
 

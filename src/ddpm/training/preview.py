@@ -28,9 +28,10 @@ def save_preview(path: Path, models: Sequence[Model], count: int, seed: int, eng
 
     grids = []
     for model in models:
-        steps = min(_STEPS, len(model.schedule))
+        if model.sampling.timesteps is None:  # else it was made for these times, and is right at no others
+            model = model.with_sampling(sampler="ddim", steps=min(_STEPS, len(model.schedule)))
         with engine.autocast():
-            pictures = model.sample(count, sampler="ddim", steps=steps, seed=seed)
+            pictures = model.sample(count, seed=seed)
         codec = model.codec
         grids.append(render_grid(pictures, levels=codec.levels, value_range=codec.value_range).convert("RGB"))
     gap = 8 if len(grids) > 1 else 0

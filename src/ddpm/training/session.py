@@ -11,11 +11,8 @@ import numpy as np
 import torch
 
 from ddpm.config import from_tree, to_tree
-from ddpm.diffusion.noise import stream
-from ddpm.diffusion.schedules import make_schedule
 from ddpm.errors import RunError, SamplingError, TrainingError
 from ddpm.model import Model
-from ddpm.networks import build_network
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ddpm.training.ema import Ema
@@ -161,13 +158,13 @@ class Session:
         yield Saved(step, self.folder.path)
 
     def preview(self) -> Previewed | Notice:
-        """Write a grid from the fixed noise; early in a run, raw weights stand beside the average."""
+        """Write a grid from the fixed noise, beside what the plan wants there, or early in a run beside raw weights."""
         training, step = self.plan.config.training, self.state.step
         early = step <= training.steps // 5
-        models = [self.model(averaged=False), self.model()] if early else [self.model()]
+        beside = self.plan.shown_beside() or ([self.model(averaged=False)] if early else [])
         path = self.folder.preview(step)
         try:
-            save_preview(path, models, training.previews, self.plan.config.seed, self.engine)
+            save_preview(path, [*beside, self.model()], training.previews, self.plan.config.seed, self.engine)
         except SamplingError as error:  # a preview is no reason to end a run
             return Notice(f"no preview at step {step:,}: {error}")
         return Previewed(path)
@@ -213,6 +210,7 @@ class Session:
             "preset": self.plan.preset,
             "config": config_tree(self.plan),
             "engine": self.engine.as_tree(),
+            **self.plan.lineage(),
         }
 
     def _notes(self) -> dict[str, Any]:
@@ -232,27 +230,14 @@ def _engine_for(plan: Plan) -> Engine:
 
 def _build(plan: Plan, folder: RunFolder, engine: Engine) -> Session:
     config, training = plan.config, plan.config.training
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(stream(config.seed, "weights").integers(2**63)))
-        learned = config.objective.variance == "learned"
-        network = engine.place(build_network(config.network, plan.picture_shape, learned_variance=learned))
-    schedule = make_schedule(
-        config.schedule.name, config.schedule.num_timesteps, zero_terminal_snr=config.schedule.zero_terminal_snr
-    )
+    network, objective = plan.start(engine)
+    num_timesteps = len(objective.schedule)
     state = TrainState(
         network=network,
         ema=Ema(network, training.ema_decay),
         optimizer=make_optimizer(network, training),
         micro_batch_size=training.micro_batch_size or training.batch_size,
-        history=LossHistory.empty(len(schedule)) if config.objective.timesteps == "importance" else None,
-    )
-    objective = Objective(
-        schedule=schedule,
-        config=config.objective,
-        engine=engine,
-        levels=plan.codec.levels,
-        x_0_range=plan.codec.clip_range,
-        self_conditioning=config.network.self_conditioning,
+        history=LossHistory.empty(num_timesteps) if config.objective.timesteps == "importance" else None,
     )
     return Session(
         plan=plan,
@@ -260,7 +245,7 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine) -> Session:
         state=state,
         objective=objective,
         engine=engine,
-        held_out=HeldOut.of(plan.store, plan.codec, len(schedule), config.seed),
+        held_out=HeldOut.of(plan.store, plan.codec, num_timesteps, config.seed),
     )
 
 
