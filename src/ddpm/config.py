@@ -204,7 +204,10 @@ class DistillationConfig(Section):
     method: Literal["progressive", "consistency"] = Field("progressive", description="what the student's target is")
     teacher: str = Field(description="file of the teacher")
     teacher_sha256: str = Field(description="of that file")
-    teacher_steps: int = Field(ge=1, description="DDIM steps of the teacher that one of the student's is worth")
+    teacher_steps: int = Field(ge=1, description="steps of the teacher that one of the student's is worth")
+    teacher_solver: Literal["ddim", "dpm_solver_pp"] = Field(
+        "dpm_solver_pp", description="of those steps, for progressive; a consistent student learns from ddim"
+    )
 
 
 class Config(Section):

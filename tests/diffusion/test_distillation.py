@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -60,11 +61,11 @@ def same(times: float, count: int) -> Tensor:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_a_step_lands_where_the_teachers_steps_land(schedule: NoiseSchedule, num_steps: int) -> None:
-    """Against the sampler itself, from every start of a student of three steps, the last of which ends at clean data."""
+    """Against the sampler itself, for each of the three steps of a student; the last one ends at clean data."""
     teacher, last = mixture(schedule), len(schedule) - 1.0
     bounds = [last, round(2 * last / 3), round(last / 3), -1.0]
     x = noise_of(6)
-    for t, s in zip(bounds, bounds[1:], strict=False):
+    for t, s in pairwise(bounds):
         times = [t + (s - t) * k / num_steps for k in range(num_steps)]
         walked = ddim(teacher, schedule, x, NoiseSource(0, range(6), (3,)), timesteps=times + [s] * (s >= 0))
         landed = [step.x for step in walked][num_steps - 1]
@@ -110,6 +111,38 @@ def test_a_target_is_a_mean_of_the_teachers_predictions(schedule: NoiseSchedule)
     assert (target - wanted).abs().max() < 1e-10
 
 
+def test_second_order_steps_written_out_as_in_the_paper() -> None:
+    """Lu et al. 2022b, Alg. 2: x_i = (sigma_i / sigma_{i-1}) x - alpha_i (exp(-h_i) - 1) D, to clean data by DDIM."""
+    schedule = SCHEDULES["cosine"]
+    teacher, start, times = mixture(schedule), noise_of(4), [80.0, 53.0, 26.0, -1.0]
+    x, predictions, half_log_snr = start, [], [0.5 * float(schedule.log_snr(time)) for time in times]
+    for index in range(2):
+        signal, noise = (value.tolist() for value in schedule.signal_and_noise(torch.tensor(times).double()))
+        h = half_log_snr[index + 1] - half_log_snr[index]
+        predictions.append(teacher(x, same(times[index], 4)).x_0)
+        d = predictions[-1]
+        if index:
+            r = (half_log_snr[index] - half_log_snr[index - 1]) / h
+            d = (1 + 1 / (2 * r)) * predictions[-1] - 1 / (2 * r) * predictions[-2]
+        x = noise[index + 1] / noise[index] * x - signal[index + 1] * math.expm1(-h) * d
+    wanted = teacher(x, same(times[2], 4)).x_0  # the last step lands on x_0 itself
+    found = progressive_target(teacher, start, same(80, 4), same(-1, 4), 3, schedule, "dpm_solver_pp")
+    assert (found - wanted).abs().max() < 1e-10
+    assert (found - progressive_target(teacher, start, same(80, 4), same(-1, 4), 3, schedule)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("end", "share"), [(-1.0, 0.6), (20.0, 0.3)])  # the last step to clean data is of first order
+def test_second_order_is_nearer_to_many_steps(end: float, share: float) -> None:
+    schedule = SCHEDULES["linear"]
+    teacher, x_t, t, s = mixture(schedule), noise_of(50), same(600, 50), same(end, 50)
+    many = progressive_target(teacher, x_t, t, s, 500, schedule)
+    first, second = (
+        (progressive_target(teacher, x_t, t, s, 16, schedule, solver) - many).square().mean()
+        for solver in ("ddim", "dpm_solver_pp")
+    )
+    assert second < share * first
+
+
 @pytest.mark.parametrize("end", [-1.0, 10.0])
 def test_of_one_point_the_target_is_the_point(schedule: NoiseSchedule, end: float) -> None:
     point = torch.tensor([0.3, -0.9, 0.5], dtype=torch.float64)
@@ -117,6 +150,7 @@ def test_of_one_point_the_target_is_the_point(schedule: NoiseSchedule, end: floa
     t, s = same(len(schedule) - 1.0, 4), same(15.0, 4)
     targets = [
         progressive_target(teacher, x_t, t, same(end, 4), 3, schedule),
+        progressive_target(teacher, x_t, t, same(end, 4), 3, schedule, "dpm_solver_pp"),
         consistency_target(teacher, teacher, x_t, t, s, same(end, 4), schedule),
     ]
     for target in targets:

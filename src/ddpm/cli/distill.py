@@ -22,8 +22,11 @@ def distill(
         Literal["progressive", "consistency"], arg(metavar="M", help="progressive or consistency")
     ] = "progressive",
     teacher_steps: Annotated[
-        int | None, arg(metavar="K", help="of the teacher in one step of the distilled model; by default 8")
+        int | None, arg(metavar="K", help="of the teacher in one step of the distilled model; by default 5, or 8")
     ] = None,
+    teacher_solver: Annotated[
+        Literal["dpm_solver_pp", "ddim"], arg(metavar="NAME", help="of those steps: dpm_solver_pp or ddim")
+    ] = "dpm_solver_pp",
     train_steps: Annotated[
         int | None, arg(metavar="N", help="optimizer steps; by default as long as the teacher was trained")
     ] = None,
@@ -49,6 +52,7 @@ def distill(
         steps: of the student.
         method: what the student is trained towards.
         teacher_steps: in one of the student's.
+        teacher_solver: of those steps.
         train_steps: the budget.
         batch_size: of an optimizer step.
         seed: of the run.
@@ -67,7 +71,15 @@ def distill(
     from ddpm.training.distill import make_distillation_plan
 
     plan = make_distillation_plan(
-        model, tree, steps=steps, method=method, teacher_steps=teacher_steps, data=data, out=out, progress=bar
+        model,
+        tree,
+        steps=steps,
+        method=method,
+        teacher_steps=teacher_steps,
+        teacher_solver=teacher_solver,
+        data=data,
+        out=out,
+        progress=bar,
     )
     if dry_run:
         print(json.dumps({"out": str(plan.out), **to_tree(plan.config)}, indent=2))

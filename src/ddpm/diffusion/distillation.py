@@ -2,11 +2,13 @@
 
 Everything rests on one identity. A DDIM step from x_t to x_s adds (alpha_s / sigma_s - alpha_t / sigma_t) x_0 to
 x_t / sigma_t, with alpha = sqrt(alpha-bar) and sigma = sqrt(1 - alpha-bar) (Song et al. 2021, Eq. 12). So whatever lies
-between t and s, there is exactly one x_0 with which a single step lands on the same x_s. After several steps it is the
-weighted mean of their predictions, with positive weights: it stays in the range of what the teacher predicts.
+between t and s, there is exactly one x_0 with which a single step lands on the same x_s. After several steps of DDIM
+it is the weighted mean of their predictions, with positive weights: it stays in the range of what the teacher predicts.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from torch import Tensor
 from ddpm.diffusion import objectives, process
 from ddpm.diffusion.denoiser import Denoiser, Parameterization, Prediction, to_prediction
 from ddpm.diffusion.schedules import NoiseSchedule, expand_like
+
+TeacherSolver = Literal["ddim", "dpm_solver_pp"]
 
 
 def x_0_of_step(x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -36,11 +40,17 @@ def x_0_of_step(x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, schedule: NoiseS
 
 @torch.no_grad()
 def progressive_target(
-    teacher: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, num_steps: int, schedule: NoiseSchedule
+    teacher: Denoiser,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    num_steps: int,
+    schedule: NoiseSchedule,
+    solver: TeacherSolver = "ddim",
 ) -> Tensor:
-    """Return the x_0 [B, ...] with which one step of the student does `num_steps` DDIM steps of the teacher.
+    """Return the x_0 [B, ...] with which one step of the student does `num_steps` steps of the teacher.
 
-    Salimans & Ho 2022, Alg. 2, where `num_steps` is 2; more of them need no intermediate student.
+    Salimans & Ho 2022, Alg. 2, where `num_steps` is 2 and the solver DDIM; more steps need no intermediate students.
 
     Args:
         teacher: clipped as it is when it samples.
@@ -49,13 +59,20 @@ def progressive_target(
         s: float64 [B], when it ends; t - s is at least `num_steps`. -1 is clean data.
         num_steps: of the teacher, evenly spaced from t to s.
         schedule: the noise schedule of both.
+        solver: of the teacher; "dpm_solver_pp" is DPM-Solver++ 2M, of second order at the same cost.
     """
-    x, prediction = x_t, None
-    for step in range(num_steps):
-        now = t + (s - t) * (step / num_steps)
-        then = s if step + 1 == num_steps else t + (s - t) * ((step + 1) / num_steps)
+    x, now = x_t, t
+    prediction: Prediction | None = None
+    earlier: tuple[Tensor, Tensor] | None = None
+    for step in range(1, num_steps + 1):
+        then = s if step == num_steps else t + (s - t) * (step / num_steps)
         prediction = teacher(x, now, prediction)
-        x = _ddim_step(prediction, then, schedule)
+        if earlier is None or solver == "ddim":
+            x_s = _ddim_step(prediction, then, schedule)
+        else:
+            x_0 = _extrapolated(prediction.x_0, now, then, *earlier, schedule)
+            x_s = _ddim_step(Prediction(x_0, process.eps_from_x_0(x_0, x, now, schedule)), then, schedule)
+        x, now, earlier = x_s, then, (prediction.x_0, now)
     return x_0_of_step(x_t, x, t, s, schedule)
 
 
@@ -109,6 +126,19 @@ def student_parameterization(teacher: Parameterization) -> Parameterization:
     (Salimans & Ho 2022, Sec. 4).
     """
     return teacher if teacher in ("v", "x_0") else "v"
+
+
+def _extrapolated(
+    x_0: Tensor, now: Tensor, then: Tensor, x_0_before: Tensor, before: Tensor, schedule: NoiseSchedule
+) -> Tensor:
+    """Return x_0 halfway through the step from `now` to `then`, in log SNR (Lu et al. 2022b, Alg. 2: D_i).
+
+    A step to clean data, or after one from pure noise, has no middle: it takes x_0 as it is.
+    """
+    log_snr = schedule.log_snr(now)
+    ratio = (schedule.log_snr(then) - log_snr) / (log_snr - schedule.log_snr(before))
+    weight = expand_like(torch.where(ratio.isfinite(), ratio / 2, 0.0), x_0)
+    return x_0 + weight * (x_0 - x_0_before)
 
 
 def _ddim_step(prediction: Prediction, s: Tensor, schedule: NoiseSchedule) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm.config import Config, DistillationConfig, from_tree, merge
+from ddpm.config import Config, DistillationConfig, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
 from ddpm.diffusion import process
 from ddpm.diffusion.denoiser import Denoiser, clipped, network_denoiser
@@ -37,8 +37,8 @@ from ddpm.training.loop import Objective
 from ddpm.training.plan import Plan
 from ddpm.training.run_folder import RunFolder
 
-TEACHER_STEPS = 8
-"""DDIM steps of the teacher that one of the student's is worth, by default, where the schedule has so many."""
+TEACHER_STEPS = {"progressive": 5, "consistency": 8}
+"""Steps of the teacher that one of the student's is worth, by method, where the schedule has so many."""
 
 _BACKWARD = 2.0  # cost of a backward pass, in forward passes
 _SHARE = 0.9  # of the teacher's training: evaluations and previews cost something too
@@ -71,8 +71,8 @@ class DistillationObjective(Objective):
                 student = self._clipped(network)
                 target = consistency_target(self.teacher, student, x_t, start, arrival, end, self.schedule)
             else:
-                steps = self.distillation.teacher_steps
-                target = progressive_target(self.teacher, x_t, start, end, steps, self.schedule)
+                steps, solver = self.distillation.teacher_steps, self.distillation.teacher_solver
+                target = progressive_target(self.teacher, x_t, start, end, steps, self.schedule, solver)
         output = self._run(network, x_t, start, None)
         loss = student_loss(output, target, x_t, start, self.schedule, self.config.parameterization)
         return Losses(loss)
@@ -104,17 +104,14 @@ class DistillationPlan(Plan):
 
     Attributes:
         teacher: the model to learn from.
-        distillation: how.
     """
 
     teacher: Model
-    distillation: DistillationConfig
 
     def start(self, engine: Engine) -> tuple[nn.Module, Objective]:
         """Return the student, which begins with its teacher's weights, and what is minimised."""
         engine.place(self.teacher.network)
         advice = self.config.sampling
-        assert advice.timesteps is not None  # `make_distillation_plan` has chosen them
         objective = DistillationObjective(
             schedule=self.teacher.schedule,
             config=self.config.objective,
@@ -122,8 +119,8 @@ class DistillationPlan(Plan):
             levels=self.codec.levels,
             x_0_range=self.codec.clip_range if advice.clip else None,
             teacher=self.teacher.denoiser(clip=advice.clip),
-            distillation=self.distillation,
-            timesteps=advice.timesteps,
+            distillation=distillation_of(self.config),
+            timesteps=timesteps_of(self.config),
         )
         return engine.place(student_network(self.teacher, self.config)), objective
 
@@ -131,7 +128,7 @@ class DistillationPlan(Plan):
         """Return from which file the model was distilled, how, and what its teacher had seen."""
         known = self.teacher.provenance
         taught = {key: known[key] for key in ("step", "pictures_seen", "weights") if key in known}
-        return {"distilled_from": {**self.distillation.model_dump(), **taught}}
+        return {"distilled_from": {**distillation_of(self.config).model_dump(), **taught}}
 
     def shown_beside(self) -> list[Model]:
         """Return the teacher: previews show what both make of the same noise."""
@@ -159,6 +156,7 @@ def make_distillation_plan(
     steps: int = 4,
     method: str = "progressive",
     teacher_steps: int | None = None,
+    teacher_solver: str = "dpm_solver_pp",
     data: str | None = None,
     out: str | Path | None = None,
     cache_dir: Path | None = None,
@@ -174,7 +172,8 @@ def make_distillation_plan(
         overrides: tree of configuration values over those chosen here.
         steps: sampling steps of the student.
         method: "progressive" or "consistency".
-        teacher_steps: DDIM steps of the teacher in one of the student's; none: 8, or as many as the schedule has.
+        teacher_steps: of the teacher in one of the student's; none: 5 or 8 by method, if the schedule has so many.
+        teacher_solver: "dpm_solver_pp" or "ddim", for those steps.
         data: to train on; none: the teacher's.
         out: the run folder; none: beside the teacher's, named after it and the steps.
         cache_dir: of decoded pictures.
@@ -188,16 +187,18 @@ def make_distillation_plan(
     file = locate(Path(model))
     folder = RunFolder(Path(out) if out is not None else default_out(file, steps))
     teacher = Model.load(file)
-    if teacher.sampling.timesteps is not None:
-        raise ConfigError(
-            f"'{file}' is itself distilled, to {teacher.sampling.steps} steps, and is right at no other times; "
-            "distill the model that it comes from"
-        )
-    timesteps = _student_times(steps, len(teacher.schedule))
-    distillation = _section(method, file, _teacher_steps(teacher_steps, timesteps))
-    base = _base_tree(teacher)
-    chosen = _student_tree(teacher, timesteps, distillation)
-    config = from_tree(merge(merge({**base, "objective": {}, "training": {}}, chosen), overrides))
+    _refuse_distilled(file, teacher)
+    chosen = _student_tree(teacher, _student_times(steps, len(teacher.schedule)))
+    known = {**_base_tree(teacher), "objective": {}, "training": {}}
+    config = from_tree(merge(merge(known, chosen), overrides))
+    section = {
+        "method": method,
+        "teacher": str(file),
+        "teacher_sha256": sha256_of(file),
+        "teacher_steps": _teacher_steps(teacher_steps, method, config),
+        "teacher_solver": teacher_solver,
+    }
+    config = from_tree({**to_tree(config), "distillation": section})
     config = _with_budget(config, teacher, overrides)
     choose_engine(config.training.device, config.training.precision)
     folder.check_usable()
@@ -206,8 +207,24 @@ def make_distillation_plan(
         raise ConfigError(f"'{file}' does not say what it was trained on; name the data with --data")
     store = open_store(source, config.data, cache_dir=cache_dir, progress=progress)
     _check_data(store, teacher)
-    preset = str(teacher.provenance.get("preset", "none"))
-    return DistillationPlan(config, preset, store, folder.path, teacher, distillation)
+    return DistillationPlan(config, str(teacher.provenance.get("preset", "none")), store, folder.path, teacher)
+
+
+def distillation_of(config: Config) -> DistillationConfig:
+    """Return the section that every distillation has."""
+    assert config.distillation is not None  # `make_distillation_plan` writes it
+    return config.distillation
+
+
+def timesteps_of(config: Config) -> tuple[float, ...]:
+    """Return the times of the student.
+
+    Raises:
+        ConfigError: if they were taken out of the configuration.
+    """
+    if config.sampling.timesteps is None:
+        raise ConfigError("sampling.timesteps is none; a distilled model needs the times that it is trained for")
+    return config.sampling.timesteps
 
 
 def default_out(file: Path, steps: int) -> Path:
@@ -225,20 +242,22 @@ def _student_times(steps: int, num_timesteps: int) -> list[float]:
     return spaced_timesteps(steps, num_timesteps)
 
 
-def _teacher_steps(wanted: int | None, timesteps: Sequence[float]) -> int:
-    most = int(min(t - s for t, s in pairwise([*timesteps, CLEAN])))
+def _refuse_distilled(file: Path, teacher: Model) -> None:
+    if teacher.sampling.timesteps is not None:
+        raise ConfigError(
+            f"'{file}' is itself distilled, to {teacher.sampling.steps} steps, and is right at no other times; "
+            "distill the model that it comes from"
+        )
+
+
+def _teacher_steps(wanted: int | None, method: str, config: Config) -> int:
+    """Return how many steps of the teacher are one of the student's: no shorter than a timestep of training."""
+    most = int(min(t - s for t, s in pairwise([*timesteps_of(config), CLEAN])))
     if wanted is None:
-        return min(TEACHER_STEPS, most)
+        return min(TEACHER_STEPS.get(method, 1), most)
     if not 1 <= wanted <= most:
         raise ConfigError(f"{wanted} steps of the teacher in one of the student's; expected 1 to {most}")
     return wanted
-
-
-def _section(method: str, file: Path, teacher_steps: int) -> DistillationConfig:
-    tree = {"method": method, "teacher": str(file), "teacher_sha256": sha256_of(file), "teacher_steps": teacher_steps}
-    section = from_tree({"distillation": tree}).distillation
-    assert section is not None  # it was just given
-    return section
 
 
 def _base_tree(teacher: Model) -> dict[str, Any]:
@@ -251,7 +270,7 @@ def _base_tree(teacher: Model) -> dict[str, Any]:
     return {"schedule": {"num_timesteps": len(teacher.schedule)}, **size}
 
 
-def _student_tree(teacher: Model, timesteps: list[float], distillation: DistillationConfig) -> dict[str, Any]:
+def _student_tree(teacher: Model, timesteps: list[float]) -> dict[str, Any]:
     return {
         "network": {**teacher.network_config.model_dump(mode="json"), "self_conditioning": False},
         "objective": {"parameterization": student_parameterization(teacher.parameterization)},
@@ -269,7 +288,6 @@ def _student_tree(teacher: Model, timesteps: list[float], distillation: Distilla
             "eta": 0.0,
             "clip": teacher.sampling.clip,
         },
-        "distillation": distillation.model_dump(),
     }
 
 
@@ -290,7 +308,7 @@ def _with_budget(config: Config, teacher: Model, overrides: Mapping[str, Any]) -
         "preview_every": every,
         "log_every": max(1, min(50, steps // 20)),
     }
-    return from_tree(merge(config.model_dump(mode="json"), {"training": {**chosen, **asked}}))
+    return from_tree(merge(to_tree(config), {"training": {**chosen, **asked}}))
 
 
 def default_train_steps(config: Config, pictures_seen: int) -> int:
@@ -299,8 +317,7 @@ def default_train_steps(config: Config, pictures_seen: int) -> int:
     Raises:
         ConfigError: if that is unknown, or not enough for ten.
     """
-    distillation = config.distillation
-    assert distillation is not None  # the section of every distillation
+    distillation = distillation_of(config)
     targets = 2 if distillation.method == "consistency" else distillation.teacher_steps
     affordable = _SHARE * pictures_seen * (1 + _BACKWARD) / (1 + _BACKWARD + targets)
     steps = int(affordable / config.training.batch_size)
