@@ -102,6 +102,10 @@ def _inspect_file(path: Path) -> None:
         f"trained: {provenance.get('step', 0):,} steps, {provenance.get('pictures_seen', 0):,} pictures seen, on "
         f"{provenance.get('data', '?')} ({provenance.get('data_count', 0):,} pictures)"
     )
+    origin = provenance.get("distilled_from")
+    if isinstance(origin, dict):
+        teacher, digest = origin.get("teacher", "?"), str(origin.get("teacher_sha256", "?"))[:12]
+        print(f"distilled from: {teacher} (SHA-256 {digest}...), {origin.get('method', '?')}")
     print(f"recommended: {advice.model_dump_json()}")
     print(f"sample from it: ddpm sample {path}")
 
