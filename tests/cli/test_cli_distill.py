@@ -52,7 +52,7 @@ def test_a_dry_run_writes_nothing(trained: Path, capsys: Capture) -> None:
         (["TRAINED", "--steps", "26"], "26 steps of the student; expected 1 to 25"),
         (["TRAINED", "--teacher-steps", "13"], "13 steps of the teacher in one of the student's; expected 1 to 12"),
         (["TRAINED", "--train-steps", "0"], "training.steps"),
-        (["TRAINED", "--set", "training.device=tpu"], "device 'tpu' is not there"),
+        (["TRAINED", *SMALL, "--set", "training.device=tpu"], "device 'tpu' is not there"),
         (["TRAINED"], "say how many with --train-steps"),
     ],
 )
