@@ -255,6 +255,12 @@ def test_times_of_ones_own_must_fit(teacher: Path, tmp_path: Path, times: str, s
     assert plan.config.distillation.teacher_steps == 5
 
 
+@pytest.mark.parametrize("section", ["network", "objective", "schedule", "distillation"])
+def test_what_the_teacher_decides_cannot_be_set(teacher: Path, tmp_path: Path, section: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{section}' comes from the teacher"):
+        make_distillation_plan(teacher, {"training": SHORT, section: {}}, out=tmp_path / "run")
+
+
 def test_a_distilled_model_is_no_teacher(teacher: Path, tmp_path: Path) -> None:
     list(run(plan_of(teacher, tmp_path / "run", steps=1)))
     with pytest.raises(ConfigError, match="is itself distilled, to 3 steps"):

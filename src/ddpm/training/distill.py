@@ -40,6 +40,7 @@ from ddpm.training.run_folder import RunFolder
 TEACHER_STEPS = {"progressive": 5, "consistency": 8}
 """Steps of the teacher that one of the student's is worth, by method, where the schedule has so many."""
 
+_SETTABLE = {"data", "sampling", "seed", "training"}  # sections of the configuration
 _BACKWARD = 2.0  # cost of a backward pass, in forward passes
 _SHARE = 0.9  # of the teacher's training: evaluations and previews cost something too
 
@@ -87,9 +88,9 @@ class DistillationObjective(Objective):
         place = count - (t.double() + 0.5) * count / len(self.schedule)  # 0 to count, from noise to data
         step = place.floor().long()
         begin, end = times[step], times[step + 1]
-        made = (
-            (parts * (place - step)).floor() if self.distillation.method == "consistency" else torch.zeros_like(begin)
-        )
+        made = (parts * (place - step)).floor()
+        if self.distillation.method == "progressive":
+            made = torch.zeros_like(made)
         arrival = (begin + (end - begin) * ((made + 1) / parts)).where(made + 1 < parts, end)
         return begin + (end - begin) * (made / parts), arrival, end
 
@@ -184,6 +185,8 @@ def make_distillation_plan(
         ConfigError: for values that are not valid, or a teacher that cannot be distilled.
         DataError: if the data cannot be used, or are not of the teacher's kind.
     """
+    for section in sorted(overrides.keys() - _SETTABLE):
+        raise ConfigError(f"'{section}' comes from the teacher; what can be set are {', '.join(sorted(_SETTABLE))}")
     file = locate(Path(model))
     folder = RunFolder(Path(out) if out is not None else default_out(file, steps))
     teacher = Model.load(file)
