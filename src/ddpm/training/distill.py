@@ -185,8 +185,8 @@ def make_distillation_plan(
         ConfigError: for values that are not valid, or a teacher that cannot be distilled.
         DataError: if the data cannot be used, or are not of the teacher's kind.
     """
-    for section in sorted(overrides.keys() - _SETTABLE):
-        raise ConfigError(f"'{section}' comes from the teacher; what can be set are {', '.join(sorted(_SETTABLE))}")
+    for foreign in sorted(overrides.keys() - _SETTABLE):
+        raise ConfigError(f"'{foreign}' comes from the teacher; what can be set are {', '.join(sorted(_SETTABLE))}")
     file = locate(Path(model))
     folder = RunFolder(Path(out) if out is not None else default_out(file, steps))
     teacher = Model.load(file)
