@@ -65,6 +65,13 @@ class NetworkConfig(Section):
     )
     num_groups: int = Field(32, ge=1, description="groups of GroupNorm, reduced where they do not divide")
     self_conditioning: bool = Field(False, description="the network also reads its previous estimate of x_0")
+    fourier_levels: int | None = Field(
+        None,
+        ge=2,
+        le=65_536,
+        description="gray levels of the data, for likelihood: the U-Net also reads waves over its input that are one "
+        "and two levels long",
+    )
 
     @model_validator(mode="after")
     def _attention_levels_exist(self) -> NetworkConfig:
@@ -72,6 +79,8 @@ class NetworkConfig(Section):
         for level in self.attention_levels:
             if not 0 <= level < levels:
                 raise ValueError(f"attention_levels has {level}, but the levels are 0 to {levels - 1}")
+        if self.kind == "mlp" and self.fourier_levels is not None:
+            raise ValueError(f"fourier_levels is {self.fourier_levels}, but an mlp has no use for it; leave it out")
         return self
 
 

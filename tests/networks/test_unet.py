@@ -12,6 +12,7 @@ from ddpm.config import NetworkConfig
 from ddpm.errors import ConfigError
 from ddpm.networks import UNet, build_unet
 from ddpm.networks.blocks import Attention, ResBlock
+from ddpm.networks.unet import level_frequencies, with_waves
 
 SMALL: dict[str, Any] = {
     "base_channels": 8,
@@ -336,3 +337,22 @@ def test_the_output_is_not_rounded_to_bfloat16() -> None:
         output = network(torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8), torch.zeros(1))
     assert output.dtype == torch.float32
     assert not torch.equal(output, output.bfloat16().float())
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_waves_are_one_and_two_levels_long(levels: int) -> None:
+    places = torch.linspace(-1, 1, levels, dtype=torch.float64).reshape(1, 1, 1, -1)
+    x, long_sine, long_cosine, sine, cosine = with_waves(places, level_frequencies(levels)).unbind(1)
+    assert torch.equal(x, places[:, 0])
+    assert sine.abs().max() < 1e-9
+    assert (cosine - cosine[..., :1]).abs().max() < 1e-9  # the same at every level
+    assert (long_sine[..., 1:] + long_sine[..., :-1]).abs().max() < 1e-9  # opposite at neighbours
+    assert (long_cosine[..., 1:] + long_cosine[..., :-1]).abs().max() < 1e-9
+    assert (long_sine.square() + long_cosine.square() - 1).abs().max() < 1e-9
+
+
+def test_a_network_with_waves_reads_five_channels_for_one_and_returns_one() -> None:
+    network = UNet(in_channels=1, base_channels=8, channel_multipliers=(1,), attention_levels=(), fourier_levels=17)
+    assert network.conv_in.in_channels == 5
+    x = torch.randn(2, 1, 8, 8)
+    assert network(x, torch.zeros(2)).shape == x.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -139,6 +140,8 @@ class UNet(nn.Module):
         time_conditioning: whether the embedding is added, or scales and shifts the second norm of a block.
         resampling: strided and nearest-neighbour convolutions, or BigGAN residual blocks.
         num_groups: groups of GroupNorm, reduced where they do not divide.
+        fourier_levels: gray levels of the data, whose places between -1 and 1 the network is to know exactly
+            (Kingma et al. 2021, App. C); none: it reads its input alone.
 
     Raises:
         ConfigError: for a value out of its range, or if `head_channels` does not divide the channels that attend.
@@ -159,6 +162,7 @@ class UNet(nn.Module):
         time_conditioning: TimeConditioning = "add",
         resampling: Resampling = "conv",
         num_groups: int = 32,
+        fourier_levels: int | None = None,
     ) -> None:
         super().__init__()
         if in_channels < 1:
@@ -173,7 +177,8 @@ class UNet(nn.Module):
         self.base_channels = base_channels
         self.stride = 2**last
 
-        self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
+        self.frequencies = () if fourier_levels is None else level_frequencies(fourier_levels)
+        self.conv_in = nn.Conv2d(in_channels * (1 + 2 * len(self.frequencies)), base_channels, 3, padding=1)
         skips = [base_channels]
         self.down = nn.ModuleList()
         for k, width in levels:
@@ -228,7 +233,8 @@ class UNet(nn.Module):
         """
         self._check_inputs(x_t, t, condition, dropout_keys)
         height, width = x_t.shape[-2:]
-        h = self.conv_in(self._pad(x_t.to(self.conv_in.weight.dtype)))  # [B, base_channels, H', W']
+        seen = with_waves(x_t, self.frequencies).to(self.conv_in.weight.dtype)
+        h = self.conv_in(self._pad(seen))  # [B, base_channels, H', W']
         embeddings = torch.split_with_sizes(self._embed(t, condition).to(h.dtype), self.embedding_widths, dim=1)
         states = None if dropout_keys is None else dropout_states(dropout_keys, len(embeddings)).unbind()
         inputs = BlockInputs(embeddings, states)
@@ -294,6 +300,21 @@ class UNet(nn.Module):
                 raise ConfigError(f"{name} has shape {list(value.shape)}; expected [{batch}], one for each picture")
 
 
+def level_frequencies(levels: int) -> tuple[float, float]:
+    """Return the frequencies, in radians a unit, of waves two levels and one level long, for levels from -1 to 1."""
+    return math.pi * (levels - 1) / 2, math.pi * (levels - 1)
+
+
+def with_waves(x: Tensor, frequencies: Sequence[float]) -> Tensor:
+    """Return x [B, C, H, W] with its sine and cosine at each frequency, [B, C (1 + 2 F), H, W] (Kingma et al. 2021).
+
+    Where there is less noise than the levels are apart, they say where between two levels a value lies: a function of
+    many steep steps, which a network would need long to learn. Without frequencies it is `x` itself.
+    """
+    waves = [wave(frequency * x) for frequency in frequencies for wave in (torch.sin, torch.cos)]
+    return torch.cat([x, *waves], dim=1) if waves else x
+
+
 def build_unet(
     config: NetworkConfig, in_channels: int, out_channels: int | None = None, num_classes: int | None = None
 ) -> UNet:
@@ -315,6 +336,7 @@ def build_unet(
         time_conditioning=config.time_conditioning,
         resampling=config.resampling,
         num_groups=config.num_groups,
+        fourier_levels=config.fourier_levels,
     )
 
 
