@@ -19,7 +19,24 @@ from ddpm.errors import ConfigError, nearest
 
 ScheduleName = Literal["linear", "cosine", "exponential", "quadratic", "sigmoid", "constant"]
 Parameterization = Literal["eps", "x_0", "v", "mu"]
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal[
+    "dpm_solver_pp",
+    "dpm_solver_pp_2s",
+    "dpm_solver_pp_3m",
+    "dpm_solver_pp_sde",
+    "unipc",
+    "deis",
+    "heun",
+    "euler",
+    "ddim",
+    "ddpm",
+    "pndm",
+    "lms",
+    "langevin",
+    "predictor_corrector",
+    "adaptive",
+]
+Spacing = Literal["trailing", "leading", "linspace", "quadratic", "log_snr", "karras"]
 Variance = Literal["fixed_large", "fixed_small", "learned"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Channels = Literal["auto", "gray", "rgb", "rgba"]
@@ -186,8 +203,9 @@ class TrainingConfig(Section):
 class SamplingConfig(Section):
     """What `ddpm sample` does when nothing else is asked for; stored in the model as its recommendation."""
 
-    sampler: SamplerName = "ddim"
-    steps: int = Field(50, ge=1, description="sampling steps")
+    sampler: SamplerName = "dpm_solver_pp"
+    steps: int = Field(20, ge=1, description="sampling steps")
+    spacing: Spacing | None = Field(None, description="of the times that are visited; none: what suits the sampler")
     eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM's share of fresh noise: 0 deterministic, 1 ancestral")
     variance: Variance | None = Field(
         None, description="variance of the ancestral sampler; none: the one that the model was trained with"

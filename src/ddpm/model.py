@@ -114,13 +114,15 @@ class Model:
         height, width, channels = self.picture_shape
         noise = NoiseSource(seed, pictures, (channels, height, width), device=self.device)
         advice = self.sampling.model_copy(update={"variance": self.sampling.variance or self.variance})
-        options: dict[str, Any] = {"eta": advice.eta} if advice.sampler == "ddim" else {"variance": advice.variance}
-        return SAMPLERS[advice.sampler](
+        sampler = SAMPLERS[advice.sampler]
+        options = {name: value for name in sampler.options if (value := getattr(advice, name, None)) is not None}
+        return sampler.run(
             self.denoiser(clip=advice.clip),
             self.schedule,
             noise.normal(0, "x_T"),
             noise,
-            timesteps=advice.timesteps or spaced_timesteps(advice.steps, len(self.schedule)),
+            timesteps=advice.timesteps
+            or spaced_timesteps(advice.steps, self.schedule, advice.spacing or sampler.spacing),
             **options,
         )
 
@@ -140,7 +142,7 @@ class Model:
             n: how many.
             steps: sampling steps; none: the model's recommendation.
             seed: with the number of a picture, it decides the picture.
-            sampler: "ddim" or "ddpm"; none: the model's recommendation.
+            sampler: its name in `SAMPLERS`; none: the model's recommendation.
             batch_size: pictures at once; none: what fits in about 2 GiB.
             on_step: called after each step of each batch, for a progress bar.
 
@@ -164,7 +166,7 @@ class Model:
             raise SamplingError(f"seed {seed}; expected 0 to 2^64 - 1")
         if batch_size is not None and batch_size < 1:
             raise SamplingError(f"batch size {batch_size}; expected at least 1")
-        spaced_timesteps(self.sampling.steps, len(self.schedule))
+        spaced_timesteps(self.sampling.steps, self.schedule)
         size = batch_size or max(1, _VALUES_A_BATCH // math.prod(self.picture_shape))
         return [range(start, min(start + size, n)) for start in range(0, n, size)]
 

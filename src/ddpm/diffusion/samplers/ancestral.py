@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddpm.diffusion.denoiser import Denoiser, Prediction
 from ddpm.diffusion.noise import NoiseSource
-from ddpm.diffusion.samplers.step import CLEAN, AfterStep, SampleStep, walk
+from ddpm.diffusion.samplers.step import CLEAN, AfterStep, Evaluator, Interval, SampleStep, walk
 from ddpm.diffusion.schedules import NoiseSchedule, Transition, expand_like
 from ddpm.errors import SamplingError, nearest
 
@@ -48,12 +48,14 @@ def ddpm(
     if variance not in known:
         raise SamplingError(f"unknown variance '{variance}'{nearest(variance, known)}; known are {', '.join(known)}")
 
-    def rule(index: int, x_t: Tensor, prediction: Prediction, transition: Transition, s: float) -> Tensor:
+    def rule(interval: Interval, x_t: Tensor, evaluate: Evaluator) -> tuple[Tensor, Prediction]:
+        prediction = evaluate(x_t, interval.start.t)
+        transition = schedule.transition(interval.start.t, interval.end.t)
         mean = transition.mean(prediction.x_0, x_t)
-        if s == CLEAN:
-            return mean
-        fresh = noise.normal(index, "step").to(mean.dtype)
-        return mean + _deviation(prediction, transition, variance, mean) * fresh
+        if interval.end.t == CLEAN:
+            return mean, prediction
+        fresh = noise.normal(interval.index, "step").to(mean.dtype)
+        return mean + _deviation(prediction, transition, variance, mean) * fresh, prediction
 
     return walk(rule, denoiser, schedule, x_T, timesteps, after_step)
 

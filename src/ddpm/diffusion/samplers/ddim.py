@@ -1,15 +1,28 @@
-"""Denoising diffusion implicit models."""
+"""Denoising diffusion implicit models, and the way back: from a picture to its noise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from ddpm.diffusion.denoiser import Denoiser, Prediction
 from ddpm.diffusion.noise import NoiseSource
-from ddpm.diffusion.samplers.step import CLEAN, AfterStep, SampleStep, walk
-from ddpm.diffusion.schedules import NoiseSchedule, Transition, expand_like
+from ddpm.diffusion.samplers.step import (
+    CLEAN,
+    AfterStep,
+    Evaluator,
+    Interval,
+    Level,
+    SampleStep,
+    levels_of,
+    transfer,
+    walk,
+)
+from ddpm.diffusion.samplers.timesteps import checked_timesteps
+from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import SamplingError
 
 
@@ -44,14 +57,61 @@ def ddim(
     if not 0 <= eta <= 1:
         raise SamplingError(f"eta is {eta}; expected 0 (deterministic) to 1 (ancestral)")
 
-    def rule(index: int, x_t: Tensor, prediction: Prediction, transition: Transition, s: float) -> Tensor:
-        signal, deviation = schedule.signal_and_noise(s)
-        fresh_variance = eta**2 * transition.variance_small
-        kept = (deviation.square() - fresh_variance).clamp(min=0).sqrt()
-        x_s = expand_like(signal, x_t) * prediction.x_0 + expand_like(kept, x_t) * prediction.eps
-        if eta == 0 or s == CLEAN:
-            return x_s
-        fresh = noise.normal(index, "step").to(x_s.dtype)
-        return x_s + expand_like(fresh_variance.sqrt(), x_t) * fresh
+    def rule(interval: Interval, x_t: Tensor, evaluate: Evaluator) -> tuple[Tensor, Prediction]:
+        start, end = interval.start, interval.end
+        prediction = evaluate(x_t, start.t)
+        if eta == 0 or end.t == CLEAN:
+            return transfer(prediction, end), prediction
+        fresh_variance = eta**2 * float(schedule.transition(start.t, end.t).variance_small)
+        kept = max(end.noise**2 - fresh_variance, 0.0) ** 0.5
+        fresh = noise.normal(interval.index, "step").to(x_t.dtype)
+        return end.signal * prediction.x_0 + kept * prediction.eps + fresh_variance**0.5 * fresh, prediction
 
     return walk(rule, denoiser, schedule, x_T, timesteps, after_step)
+
+
+def ddim_invert(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    x_0: Tensor,
+    *,
+    timesteps: Sequence[float] | None = None,
+    iterations: int = 3,
+) -> Iterator[SampleStep]:
+    """Encode clean data as noise: run `ddim` at eta = 0 backwards (Song et al. 2021, Sec. 4.3).
+
+    From s up to t, x_t solves x_s = signal_s x_0-hat(x_t) + noise_s eps-hat(x_t), the step that `ddim` takes down. It
+    is found by fixed-point iteration from the last eps. One iteration is the usual first-order inversion; more make
+    the round trip exact, wherever the iteration contracts (small steps; not the point masses of a finite set).
+
+    Args:
+        denoiser: predicts x_0 and eps.
+        schedule: the noise schedule of training.
+        x_0: [B, ...], clean data.
+        timesteps: those of the sampler to invert, strictly decreasing; none visits all T. They are walked upwards.
+        iterations: evaluations of the denoiser a step, from 1.
+
+    Yields:
+        A step for every time, from the smallest: t is where it came from (-1 at first), s > t where it went, x is
+        x_s, and the prediction is the last one made at s. The last x is x_T.
+
+    Raises:
+        SamplingError: for no iterations, or timesteps that are empty, not strictly decreasing or off the schedule.
+    """
+    if iterations < 1:
+        raise SamplingError(f"{iterations} iterations; expected at least 1")
+    times = checked_timesteps(timesteps, schedule)
+    return _inversion(Evaluator(denoiser), x_0, levels_of(schedule, [CLEAN, *reversed(times)]), iterations)
+
+
+@torch.no_grad()
+def _inversion(evaluate: Evaluator, x: Tensor, levels: Sequence[Level], iterations: int) -> Iterator[SampleStep]:
+    eps = torch.zeros_like(x)
+    for index, (start, end) in enumerate(pairwise(levels)):
+        clean = (x - start.noise * eps) / start.signal
+        for _ in range(iterations):
+            prediction = evaluate(end.signal * clean + end.noise * eps, end.t)
+            eps = prediction.eps
+            clean = (x - start.noise * eps) / start.signal
+        x = end.signal * clean + end.noise * eps
+        yield SampleStep(index, len(levels) - 1, start.t, end.t, x, prediction)
