@@ -128,17 +128,17 @@ def test_zero_terminal_snr() -> None:
 def test_timesteps(spacing: Spacing, num_steps: int) -> None:
     scheduler = DDPMScheduler(1000, timestep_spacing=spacing)
     scheduler.set_timesteps(num_steps)
-    assert spaced_timesteps(num_steps, 1000, spacing) == scheduler.timesteps.tolist()
+    assert spaced_timesteps(num_steps, make_schedule(), spacing) == scheduler.timesteps.tolist()
 
 
 def test_timesteps_that_differ_on_purpose() -> None:
     """Their "leading" strides by T // n, ours by T / n; their "linspace" of one step is t = 0, ours T - 1."""
     scheduler = DDPMScheduler(1000, timestep_spacing="leading")
     scheduler.set_timesteps(600)
-    assert (int(scheduler.timesteps[0]), spaced_timesteps(600, 1000, "leading")[0]) == (599, 998)
+    assert (int(scheduler.timesteps[0]), spaced_timesteps(600, make_schedule(), "leading")[0]) == (599, 998)
     scheduler = DDPMScheduler(1000, timestep_spacing="linspace")
     scheduler.set_timesteps(1)
-    assert (scheduler.timesteps.tolist(), spaced_timesteps(1, 1000, "linspace")) == ([0], [999])
+    assert (scheduler.timesteps.tolist(), spaced_timesteps(1, make_schedule(), "linspace")) == ([0], [999])
 
 
 # Forward and back ----------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_ddpm_over_some_timesteps(
     """Their default spacing is "leading", which never visits t = T - 1; ours is "trailing"."""
     schedule, scheduler = both(DDPMScheduler, "linear", 1000, tables, variance_type=variance, timestep_spacing=spacing)
     scheduler.set_timesteps(25)
-    times = spaced_timesteps(25, 1000, spacing)
+    times = spaced_timesteps(25, schedule, spacing)
     ours = ddpm(network_denoiser(network, schedule, "v"), schedule, X_T, NOISE, timesteps=times, variance=variance)
     assert_same_chain(ours, ddpm_step(scheduler, monkeypatch), scheduler.timesteps.tolist(), TOLERANCE[tables])
 
@@ -206,7 +206,7 @@ def test_ddim(eta: float, spacing: Spacing, num_steps: int, num_timesteps: int, 
     """Theirs always steps to t - T // n, which is the next time only in these two spacings and where n divides T."""
     schedule, scheduler = both(DDIMScheduler, "linear", num_timesteps, tables, timestep_spacing=spacing)
     scheduler.set_timesteps(num_steps)
-    times = spaced_timesteps(num_steps, num_timesteps, spacing)
+    times = spaced_timesteps(num_steps, schedule, spacing)
     ours = ddim(network_denoiser(network, schedule, "v"), schedule, X_T, NOISE, timesteps=times, eta=eta)
     assert_same_chain(ours, ddim_step(scheduler, eta), scheduler.timesteps.tolist(), TOLERANCE[tables])
 
@@ -217,7 +217,7 @@ def test_ddim_with_clipping() -> None:
         DDIMScheduler, "linear", 1000, clip_sample=True, timestep_spacing="trailing", prediction_type="epsilon"
     )
     scheduler.set_timesteps(20)
-    times = spaced_timesteps(20, 1000)
+    times = spaced_timesteps(20, schedule)
 
     def ours() -> Iterator[SampleStep]:
         denoiser = clipped(network_denoiser(network, schedule, "eps"), schedule)

@@ -98,9 +98,11 @@ class _Control:
             kept = self._judge(place, end, error)
             x = torch.where(_like(kept, x), x_s, x)
             place = torch.where(kept, end, place)
-            if bool(kept.any()) and bool((place < target).any()):
+            onward = kept & (place < target)
+            if bool(onward.any()):
+                # The whole batch again, for conditions are bound to it; those that wait or tried in vain keep theirs.
                 fresh = evaluate(x, self.schedule.t_of(2 * place))
-                prediction = _merged(_like(kept, x), fresh, prediction)
+                prediction = _merged(_like(onward, x), fresh, prediction)
             evaluate.remember(prediction)
         return x
 
