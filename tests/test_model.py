@@ -18,6 +18,7 @@ from ddpm.codec import PixelCodec
 from ddpm.config import NetworkConfig, SamplingConfig, Variance
 from ddpm.diffusion import make_schedule
 from ddpm.diffusion.noise import NoiseSource
+from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.errors import ModelFileError, SamplingError
 from ddpm.model import Model
 from ddpm.networks import build_network
@@ -122,7 +123,9 @@ def refusal(path: Path) -> str:
 # sampling
 
 
-@pytest.mark.parametrize("advice", [{}, {"eta": 0.7}, {"sampler": "ddpm"}, {"sampler": "ddpm", "clip": False}])
+@pytest.mark.parametrize(
+    "advice", [{}, {"sampler": "ddim", "eta": 0.7}, {"sampler": "ddpm"}, {"spacing": "karras", "clip": False}]
+)
 def test_a_saved_model_samples_the_same_bits(tmp_path: Path, advice: dict[str, Any]) -> None:
     model = tiny_model(**advice)
     model.save(tmp_path / "m.safetensors")
@@ -145,7 +148,7 @@ def test_only_one_file_is_left_by_a_save(tmp_path: Path) -> None:
 
 
 def test_picture_i_does_not_depend_on_its_batch() -> None:
-    model = tiny_model(eta=1.0)
+    model = tiny_model(sampler="ddim", eta=1.0)
     whole = model.sample(7, seed=3).astype(int)
     for batch_size in (1, 2, 5, 100):
         pictures = model.sample(7, seed=3, batch_size=batch_size).astype(int)
@@ -153,6 +156,20 @@ def test_picture_i_does_not_depend_on_its_batch() -> None:
     assert np.abs(model.sample(3, seed=3).astype(int) - whole[:3]).max() <= 1
     noise = NoiseSource(3, [0, 1, 2, 3], (3, 6, 5)).normal(0, "x_T")
     assert torch.equal(noise[2:3], NoiseSource(3, [2], (3, 6, 5)).normal(0, "x_T"))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_works_by_its_name_and_gets_its_own_options(sampler: str) -> None:
+    model = tiny_model(sampler=sampler, eta=0.5, variance="fixed_small")
+    assert model.sample(2).shape == (2, 6, 5, 3)
+
+
+def test_the_spacing_is_the_samplers_unless_another_is_asked_for() -> None:
+    def times(**advice: Any) -> list[float]:
+        return [step.t for step in tiny_model(**advice).sample_steps([0])]
+
+    assert times(sampler="heun") == times(sampler="heun", spacing="log_snr") != times(sampler="heun", spacing="leading")
+    assert times(sampler="ddim") == times(sampler="ddim", spacing="trailing")
 
 
 def test_pictures_and_seeds_differ() -> None:

@@ -85,14 +85,14 @@ def test_from_data_to_scores(tiny_words: list[str], capsys: Capture) -> None:
     with Image.open("drawn/00002.png") as picture:
         assert picture.size == (8, 8)
         recipe = json.loads(picture.text["ddpm"])
-    assert (recipe["picture"], recipe["seed"], recipe["steps"], recipe["sampler"]) == (2, 5, 2, "ddim")
+    assert (recipe["picture"], recipe["seed"], recipe["steps"], recipe["sampler"]) == (2, 5, 2, "dpm_solver_pp")
     main(["sample", "run/model.safetensors", "-n", "1", "--sampler", "ddpm"])
     assert Path("run/samples/ddpm-5-seed0/00000.png").is_file()
 
     capsys.readouterr()
     main(["evaluate", "run", "-n", "25", "--steps", "2", "--json", "scores.json"])
     out = capsys.readouterr().out
-    assert "25 pictures of run (ddim, 2 steps, seed 0) against 1,437 training pictures of digits" in out
+    assert "25 pictures of run (dpm_solver_pp, 2 steps, seed 0) against 1,437 training pictures of digits" in out
     tree = json.loads(Path("scores.json").read_text())
     samples = tree["recipe"]["samples"]
     assert (samples["trained_on_same_data"], samples["step"]) == (True, 10)

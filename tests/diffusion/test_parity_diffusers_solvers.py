@@ -64,14 +64,18 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
 @every_table
 @every_length
 def test_dpm_solver_pp(num_steps: int, tables: Tables) -> None:
-    """Their "midpoint" is the paper's 2M. Both end with a step of order 1, theirs since sigma = 0 there."""
+    """Their "midpoint" is the paper's 2M. Both end with a step of order 1, theirs since sigma = 0 there.
+
+    Theirs computes each step in float32 whatever the dtype of x, so with our table too 1e-6 is as close as it gets.
+    """
+    tolerance = {"float32": 1e-4, "float64": 2e-6}[tables]
     scheduler = prepared(DPMSolverMultistepScheduler(**options(solver_order=2)), num_steps, tables)
     times = spaced_timesteps(num_steps, SCHEDULE)
     assert scheduler.timesteps.tolist() == times
     x = X_T
     for step in dpm_solver_pp(network_denoiser(network, SCHEDULE, "v"), SCHEDULE, X_T, NOISE, timesteps=times):
         x = scheduler.step(network(x, torch.full((4,), step.t)), int(step.t), x).prev_sample
-        assert close(step.x, x, TOLERANCE[tables])
+        assert close(step.x, x, tolerance)
 
 
 @every_table
@@ -79,7 +83,10 @@ def test_dpm_solver_pp(num_steps: int, tables: Tables) -> None:
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 def test_unipc(variant: Variant, order: int, num_steps: int, tables: Tables) -> None:
-    """Both correct x at the start of the next step, so what a step returns is the prediction in both."""
+    """Both correct x at the start of the next step, so what a step returns is the prediction in both.
+
+    Their "bh1" is not a number where sigma = 0 (h is infinite, and multiplied by 0): its last step is left out.
+    """
     scheduler = prepared(UniPCMultistepScheduler(**options(solver_order=order, solver_type=variant)), num_steps, tables)
     times = spaced_timesteps(num_steps, SCHEDULE)
     x = X_T
@@ -88,6 +95,9 @@ def test_unipc(variant: Variant, order: int, num_steps: int, tables: Tables) -> 
     )
     for step in ours:
         x = scheduler.step(network(x, torch.full((4,), step.t)), int(step.t), x).prev_sample
+        if variant == "bh1" and step.s == -1:
+            assert bool(x.isnan().all())
+            break
         assert close(step.x, x, TOLERANCE[tables])
 
 

@@ -139,7 +139,7 @@ def test_an_edit_reaches_the_next_prediction_of_every_multistep_sampler(schedule
 # Inversion
 
 
-@pytest.mark.parametrize("num_steps", [10, 100])
+@pytest.mark.parametrize("num_steps", [10, 50])
 def test_the_round_trip_through_the_noise_is_exact(num_steps: int) -> None:
     """Picture to noise and back by `ddim`, once the fixed point is reached; nearly so after the usual iteration."""
     schedule = make_schedule("linear", 100)
@@ -147,7 +147,7 @@ def test_the_round_trip_through_the_noise_is_exact(num_steps: int) -> None:
     denoiser = GaussianDenoiser(schedule, torch.tensor([0.4, -0.2]).double(), covariance)
     x_0, times = source(3, 5, 2).normal(0, "x_0"), spaced_timesteps(num_steps, schedule, "linspace")
     errors = []
-    for iterations in (1, 3, 100):
+    for iterations in (1, 3, 40):
         *_, final = ddim_invert(denoiser, schedule, x_0, timesteps=times, iterations=iterations)
         back = last(ddim(denoiser, schedule, final.x, source(0, 5, 2), timesteps=times))
         errors.append(largest(back - x_0))
