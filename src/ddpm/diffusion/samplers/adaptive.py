@@ -15,6 +15,7 @@ from ddpm.diffusion.schedules import NoiseSchedule, expand_like
 from ddpm.errors import SamplingError
 
 _FIRST_STEP = 0.5  # in lambda
+_LARGEST_STEP = 1.0  # the midpoint must not miss where x_0 begins to depend on x: the error would be seen too late
 _SAFETY = 0.9
 _LEAST_CHANGE, _MOST_CHANGE = 0.2, 5.0
 _NO_SIGNAL = -10.0  # lambda below which x_t says nothing of x_0: crossed in a single step, from -inf too
@@ -131,7 +132,7 @@ class _Control:
         step = torch.where(
             kept, torch.maximum(step, torch.where(made < self.step, self.step, 0.0)), step.minimum(_SAFETY * made)
         )
-        self.step = torch.where(moving, step, self.step)
+        self.step = torch.where(moving, step, self.step).clamp(max=_LARGEST_STEP)
         self.error = torch.where(moving & kept, bounded, self.error)
         if bool((self.step < _SMALLEST_STEP).any()):
             raise SamplingError(
