@@ -27,6 +27,7 @@ from ddpm.diffusion.distillation import (
 )
 from ddpm.diffusion.objectives import Losses
 from ddpm.diffusion.samplers import CLEAN, spaced_timesteps
+from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import ConfigError, DataError
 from ddpm.model import Model
 from ddpm.model_file import MODEL_NAME, locate
@@ -191,7 +192,7 @@ def make_distillation_plan(
     folder = RunFolder(Path(out) if out is not None else default_out(file, steps))
     teacher = Model.load(file)
     _refuse_distilled(file, teacher)
-    chosen = _student_tree(teacher, _student_times(steps, len(teacher.schedule)))
+    chosen = _student_tree(teacher, _student_times(steps, teacher.schedule))
     known = {**_base_tree(teacher), "objective": {}, "training": {}}
     config = from_tree(merge(merge(known, chosen), overrides))
     section = {
@@ -237,12 +238,13 @@ def default_out(file: Path, steps: int) -> Path:
     return own.with_name(f"{own.name}-{steps}-steps")
 
 
-def _student_times(steps: int, num_timesteps: int) -> list[float]:
+def _student_times(steps: int, schedule: NoiseSchedule) -> list[float]:
+    num_timesteps = len(schedule)
     if not 1 <= steps <= num_timesteps // 2:
         raise ConfigError(
             f"{steps} steps of the student; expected 1 to {num_timesteps // 2}, half of the teacher's timesteps"
         )
-    return spaced_timesteps(steps, num_timesteps)
+    return spaced_timesteps(steps, schedule)
 
 
 def _refuse_distilled(file: Path, teacher: Model) -> None:
