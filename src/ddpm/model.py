@@ -152,7 +152,7 @@ class Model:
         """
         model = self.with_sampling(steps=steps, sampler=sampler)
         batches = model.sampling_batches(n, seed=seed, batch_size=batch_size)
-        return np.concatenate([model._sample_batch(batch, seed, on_step) for batch in batches])
+        return np.concatenate([model.sample_numbers(batch, seed=seed, on_step=on_step) for batch in batches])
 
     def sampling_batches(self, n: int, *, seed: int = 0, batch_size: int | None = None) -> list[range]:
         """Return the numbers of the pictures in each batch that `sample` will make.
@@ -170,7 +170,12 @@ class Model:
         size = batch_size or max(1, _VALUES_A_BATCH // math.prod(self.picture_shape))
         return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
-    def _sample_batch(self, pictures: Sequence[int], seed: int, on_step: OnStep | None) -> Pictures:
+    def sample_numbers(self, pictures: Sequence[int], *, seed: int = 0, on_step: OnStep | None = None) -> Pictures:
+        """Return the pictures of these numbers [n, H, W, C], made as one batch.
+
+        Raises:
+            SamplingError: if the network returns numbers that are not finite.
+        """
         x_0: Tensor | None = None
         for step in self.sample_steps(pictures, seed=seed):
             x_0 = step.x

@@ -17,7 +17,10 @@ _GRID = 64
 
 
 def inspect(
-    what: Annotated[Positional[str], arg(metavar="DATA|MODEL|RUN", help="data as for `train`, a model file, or a run")],
+    what: Annotated[
+        Positional[str],
+        arg(metavar="DATA|MODEL|RUN|PICTURE", help="data, a model file, a run, or a sampled picture"),
+    ],
     /,
     *,
     size: Annotated[str | None, arg(metavar="S|HxW", help="of data: side in pixels, or height x width")] = None,
@@ -26,7 +29,7 @@ def inspect(
         UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="of data: any data.* configuration value")
     ] = (),
 ) -> None:
-    """Say what data, a model or a run is; of data, draw a grid of exactly what the network will see.
+    """Say what data, a model, a run or a sampled picture is; of data, draw a grid of exactly what the network will see.
 
     Args:
         what: a path or a name.
@@ -39,6 +42,8 @@ def inspect(
         _inspect_run(path)
     elif path.is_file() and path.suffix.lower() in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl"):
         _inspect_file(path)
+    elif path.suffix.lower() in (".png", ".tiff") and path.is_file():
+        _inspect_picture(path)
     else:
         tree = parse_assignments(set)
         _inspect_data(what, merge(tree, {"data": {"size": parse_size(size)}} if size else {}), out)
@@ -130,3 +135,15 @@ def _inspect_classifier(path: Path) -> None:
     if "accuracy" in provenance:
         print(f"held-out accuracy: {Accuracy(**provenance['accuracy'])}")
     print(f"use it: {advice(path, noisy=classifier.schedule is not None)}")
+
+
+def _inspect_picture(path: Path) -> None:
+    from ddpm.sampling import read_recipe
+
+    recipe = read_recipe(path)
+    step = "an unknown step" if recipe.step is None else f"step {recipe.step:,}"
+    print(f"{path}: picture {recipe.picture} of seed {recipe.seed}")
+    print(f"sampler: {recipe.as_words()}, in {recipe.precision}")
+    print(f"model: {recipe.model} beside the picture, of {step}, SHA-256 {recipe.model_sha256}")
+    print(f"made by: ddpm {recipe.version}")
+    print(f"make it again: ddpm sample --from {path}")

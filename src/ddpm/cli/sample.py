@@ -1,100 +1,148 @@
-"""`ddpm sample`: pictures from a model."""
+"""`ddpm sample`: pictures from a model, or a picture again from the recipe inside it."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 if TYPE_CHECKING:
-    from ddpm.codec import Pictures
-    from ddpm.model import Model
+    from collections.abc import Sequence
+
+    from ddpm.sampling.job import Job
 
 
 def sample(
-    model: Annotated[Positional[Path], arg(metavar="MODEL|RUN", help="a model file, or the run folder that holds one")],
+    model: Annotated[
+        Positional[Path | None], arg(metavar="MODEL|RUN", help="a model file, or the run folder that holds one")
+    ] = None,
     /,
     *,
-    number: Annotated[int, arg(aliases=["-n"], metavar="N", help="how many pictures")] = 64,
-    sampler: Annotated[
-        str | None, arg(metavar="NAME", help="ddim or ddpm; by default what the model recommends")
+    number: Annotated[int, arg(aliases=["-n"], metavar="N", help="how many pictures: numbers 0 to N - 1")] = 64,
+    pictures: Annotated[
+        str | None, arg(metavar="NUMBERS", help="instead of -n: the pictures of these numbers, such as 3,17,40-50")
     ] = None,
+    sampler: Annotated[str | None, arg(metavar="NAME", help="by default what the model recommends")] = None,
     steps: Annotated[int | None, arg(metavar="N", help="sampling steps; by default what the model recommends")] = None,
+    set: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="an option of the sampler, such as eta=0.5")
+    ] = (),
     seed: Annotated[
         int, arg(metavar="S", help="decides the pictures: picture i is the same in any number and batch")
     ] = 0,
+    from_: Annotated[
+        Path | None, arg(name="from", metavar="PICTURE", help="make this picture again, from the recipe inside it")
+    ] = None,
+    film: Annotated[
+        UseAppendAction[tuple[Literal["gif", "webp", "apng", "mp4", "strip"], ...]],
+        arg(metavar="KIND", help="also show how pictures came to be: gif, webp, apng, mp4, or a strip of moments"),
+    ] = (),
+    format: Annotated[
+        Literal["png", "tiff", "npy"], arg(metavar="KIND", help="png, tiff (keeps floating point), or npy: one array")
+    ] = "png",
     batch_size: Annotated[int | None, arg(metavar="B", help="pictures at once; by default what fits")] = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"], arg(metavar="NAME", help="auto: what this machine computes fast")
+    ] = "auto",
     out: Annotated[Path | None, arg(metavar="DIR", help="by default samples/ beside the model")] = None,
     device: Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")] = "auto",
 ) -> None:
-    """Sample pictures: one PNG each (00000.png ...), and all of them in grid.png.
+    """Sample pictures: one file each (00000.png ...), and many of them in grid.png; or make a picture again.
 
     Args:
         model: where the model is.
         number: of pictures.
+        pictures: their numbers.
         sampler: its name.
         steps: of the sampler.
+        set: options of the sampler.
         seed: of the noise.
+        from_: a picture to make again.
+        film: how to show the way.
+        format: of the pictures.
         batch_size: of the network.
+        precision: of the network's arithmetic.
         out: the folder of the pictures.
         device: where to compute.
     """
+    from ddpm.errors import SamplingError
+    from ddpm.sampling import parse_numbers
+    from ddpm.sampling.job import run_job
+    from ddpm.terminal import bar, say
+
+    how = How(batch_size=batch_size, precision=precision, out=out, device=device, film=film, format=format)
+    if from_ is not None:
+        if pictures is not None or sampler is not None or steps is not None or set:
+            raise SamplingError(
+                "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --set"
+            )
+        sample_again(from_, model, how)
+        return
+    if model is None:
+        raise SamplingError("no model; expected: ddpm sample MODEL|RUN, or: ddpm sample --from PICTURE.png")
+    if number < 1:
+        raise SamplingError(f"{number} pictures; expected at least 1")
+    numbers = range(number) if pictures is None else parse_numbers(pictures)
+    job = plan(model, how, numbers=numbers, seed=seed, sampler=sampler, steps=steps, assignments=set)
+    run_job(job, progress=bar, tell=say)
+    say(f"{len(numbers):,} pictures and grid.png in {job.folder}")
+
+
+@dataclass(frozen=True)
+class How:
+    """What decides neither which pictures nor what is in them."""
+
+    batch_size: int | None
+    precision: Literal["auto", "float32", "bfloat16"]
+    out: Path | None
+    device: str
+    film: tuple[Literal["gif", "webp", "apng", "mp4", "strip"], ...]
+    format: Literal["png", "tiff", "npy"]
+
+
+def plan(
+    path: Path,
+    how: How,
+    *,
+    numbers: Sequence[int],
+    seed: int,
+    sampler: str | None,
+    steps: int | None,
+    assignments: tuple[str, ...],
+) -> Job:
+    """Return the job that the options describe; nothing is written yet."""
     from ddpm.model import Model
     from ddpm.model_file import locate
-    from ddpm.terminal import say
+    from ddpm.sampling.job import Job, default_folder, with_options
     from ddpm.training.engine import choose_engine
 
-    file = locate(model)
-    engine = choose_engine(device)
-    loaded = Model.load(file, device=engine.device).with_sampling(sampler=sampler, steps=steps)
-    folder = out if out is not None else default_folder(file, loaded, seed)
-    with engine.autocast():
-        written = write_samples(loaded, folder, number=number, seed=seed, batch_size=batch_size)
-    say(f"{written} pictures and grid.png in {folder}")
+    file = locate(path)
+    engine = choose_engine(how.device, how.precision)
+    model = with_options(Model.load(file, device=engine.device), sampler=sampler, steps=steps, assignments=assignments)
+    folder = how.out if how.out is not None else default_folder(file, model, seed, assignments)
+    return Job(model, file, numbers, seed, engine, folder, how.batch_size, how.format, how.film)
 
 
-def default_folder(file: Path, model: Model, seed: int) -> Path:
-    """Return a folder beside the model whose name is the recipe, so that two recipes never mix."""
-    advice = model.sampling
-    stem = "" if file.name == "model.safetensors" else f"{file.stem}-"
-    return file.parent / "samples" / f"{stem}{advice.sampler}-{advice.steps}-seed{seed}"
+def sample_again(picture: Path, given: Path | None, how: How) -> None:
+    """Make a picture again from the recipe inside it, and say how close it came."""
+    from ddpm.model import Model
+    from ddpm.sampling import read_recipe
+    from ddpm.sampling.job import Job, difference, run_job, sampling_of
+    from ddpm.terminal import bar, say
+    from ddpm.training.engine import choose_engine
 
-
-def write_samples(model: Model, folder: Path, *, number: int, seed: int, batch_size: int | None) -> int:
-    """Sample with a progress bar, and write the pictures and their grid; return how many."""
-    from ddpm.data import render_grid, save_png, to_image
-    from ddpm.errors import RunError
-    from ddpm.terminal import bar
-
-    advice, codec = model.sampling, model.codec
-    batches = len(model.sampling_batches(number, seed=seed, batch_size=batch_size))  # refuses before a folder is made
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to '{folder}' ({error.strerror}); use another --out") from error
-    with bar(batches * advice.steps, f"{advice.sampler}, {advice.steps} steps") as shown:
-        pictures = model.sample(number, seed=seed, batch_size=batch_size, on_step=lambda step: shown.update(1))
-    recipe = {"seed": seed, **json.loads(advice.model_dump_json())}
-    save_png(render_grid(pictures, levels=codec.levels, value_range=codec.value_range), folder / "grid.png")
-    if model.picture_shape[:2] == (1, 1):
-        write_points(pictures, folder / "points.csv")
-        return len(pictures)
-    for index, picture in enumerate(pictures):
-        image = to_image(picture, levels=codec.levels, value_range=codec.value_range)
-        save_png(image, folder / f"{index:05d}.png", {"ddpm": json.dumps({"picture": index, **recipe})})
-    return len(pictures)
-
-
-def write_points(points: Pictures, file: Path) -> None:
-    """Write points [n, 1, 1, C] as a table with a column a coordinate."""
-    from ddpm.errors import RunError
-    from ddpm.files import write_text
-
-    rows = [",".join(f"{value:.6g}" for value in point.ravel()) for point in points]
-    header = ",".join(["x", "y", "z"][: points.shape[-1]])
-    try:
-        write_text(file, "\n".join([header, *rows]) + "\n")
-    except OSError as error:
-        raise RunError(f"cannot write the points '{file}': {error.strerror or error}; free some space") from error
+    recipe = read_recipe(picture)
+    file = recipe.find_model(picture, given)
+    engine = choose_engine(how.device, recipe.checked_precision())
+    model = replace(Model.load(file, device=engine.device), sampling=sampling_of(recipe))
+    folder = how.out if how.out is not None else picture.parent / "again"
+    job = Job(model, file, [recipe.picture], recipe.seed, engine, folder, how.batch_size, how.format, how.film)
+    run_job(job, progress=bar, tell=say)
+    again = folder / f"{recipe.picture:05d}.{how.format}"
+    apart = difference(picture, again) if again.is_file() else None
+    if apart is None:
+        say(f"made again in {folder}")
+    else:
+        say(f"{again}: {'equal bit for bit' if apart == 0 else f'equal to {255 * apart:.3g}/255'}")

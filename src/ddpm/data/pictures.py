@@ -122,3 +122,33 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
         write_atomically(path, lambda part: image.save(part, "PNG", pnginfo=texts))
     except OSError as error:
         raise RunError(f"cannot write the picture '{path}': {error.strerror or error}; free some space") from error
+
+
+def save_tiff(
+    picture: NDArray[Any],
+    path: Path,
+    *,
+    levels: int | None = 256,
+    value_range: tuple[float, float] = (0.0, 255.0),
+    description: str = "",
+) -> None:
+    """Write one picture [H, W, C] as a TIFF; one channel of floating point keeps its own values, as 16-bit gray does.
+
+    Args:
+        picture: as for `to_image`, which everything else goes through.
+        path: file to write or replace.
+        levels: as for `to_image`.
+        value_range: as for `to_image`.
+        description: ASCII text of the ImageDescription tag.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    if picture.dtype == np.float32 and picture.ndim == 3 and picture.shape[2] == 1:
+        image = Image.fromarray(np.ascontiguousarray(picture[..., 0]))
+    else:
+        image = to_image(picture, levels=levels, value_range=value_range)
+    try:
+        write_atomically(path, lambda part: image.save(part, "TIFF", description=description))
+    except OSError as error:
+        raise RunError(f"cannot write the picture '{path}': {error.strerror or error}; free some space") from error

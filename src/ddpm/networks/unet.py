@@ -30,6 +30,10 @@ from ddpm.networks.norm import GroupNorm
 
 Resampling = Literal["conv", "residual"]
 
+_STEADY_ROWS = 8
+"""Least rows in the embedding's products: with fewer, matrix libraries add in another order, and the last bits of a
+row, which bfloat16 then enlarges, would depend on how many pictures share the batch. It costs nothing to speak of."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -262,15 +266,18 @@ class UNet(nn.Module):
 
     def _embed(self, t: Tensor, condition: Condition | None) -> Tensor:
         """Return the embedding of time and class, projected for all blocks in one product: [B, sum of widths]."""
+        batch, few = len(t), max(0, _STEADY_ROWS - len(t))
+        t = functional.pad(t, (0, few))
         with torch.autocast(t.device.type, enabled=False):
             embedding = self.time_mlp(time_embedding(t, self.base_channels).to(self.conv_in.weight.dtype))
             if self.label_embedding is not None:
-                label = torch.full_like(t, -1, dtype=torch.int64) if condition is None else condition.label
+                none = torch.full_like(t, -1, dtype=torch.int64)
+                label = none if condition is None else functional.pad(condition.label, (0, few))
                 last = self.label_embedding.num_embeddings - 1
                 embedding = embedding + self.label_embedding(torch.where(label == -1, last, label))
             # All blocks read the SiLU of the same embedding: one small product in place of one a block.
             projected: Tensor = self.embedding_projection(functional.silu(embedding))
-            return projected
+            return projected[:batch]
 
     def _pad(self, x: Tensor) -> Tensor:
         """Pad both sides up to multiples of the stride; `x` itself where they are."""

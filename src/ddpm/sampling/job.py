@@ -1,0 +1,244 @@
+"""One sampling job: a model, numbers and a folder in; files that carry their recipe out."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+
+from ddpm.codec import Pictures
+from ddpm.config import SamplingConfig, explain, parse_assignments
+from ddpm.data import render_grid, save_png, to_image
+from ddpm.data.pictures import save_tiff
+from ddpm.data.progress import ProgressFactory
+from ddpm.diffusion.samplers import SAMPLERS
+from ddpm.errors import RunError, SamplingError
+from ddpm.files import write_atomically, write_text
+from ddpm.model import Model
+from ddpm.sampling.batches import Forecast, forecast, make_pictures
+from ddpm.sampling.films import Film, FilmKind, check_film, save_film
+from ddpm.sampling.recipe import TEXT_KEY, Recipe, recipe_of
+from ddpm.training.engine import Engine
+
+Format = Literal["png", "tiff", "npy"]
+
+MOST_IN_GRID = 1024
+"""Most pictures in grid.png: more would be too large to look at, and to hold."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to sample, how, and where to.
+
+    Attributes:
+        model: with its sampling advice already changed to what was asked for.
+        file: that the model was read from.
+        numbers: of the pictures.
+        seed: of the noise.
+        engine: in which precision.
+        folder: of the files.
+        batch_size: pictures at once; none: what fits.
+        format: of the files.
+        films: how to show the way.
+
+    Raises:
+        SamplingError: for what cannot be sampled, before any work is done.
+    """
+
+    model: Model
+    file: Path
+    numbers: Sequence[int]
+    seed: int
+    engine: Engine
+    folder: Path
+    batch_size: int | None = None
+    format: Format = "png"
+    films: tuple[FilmKind, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.model.sampling_batches(len(self.numbers), seed=self.seed, batch_size=self.batch_size)
+        for kind in self.films:
+            check_film(kind)
+
+    @property
+    def is_points(self) -> bool:
+        """Whether these are points, and no pictures."""
+        return self.model.picture_shape[:2] == (1, 1)
+
+
+def with_options(model: Model, *, sampler: str | None, steps: int | None, assignments: Sequence[str]) -> Model:
+    """Return the model with its sampling advice changed.
+
+    Args:
+        model: to change.
+        sampler: its name; none: what the model recommends.
+        steps: of the sampler; none: what the model recommends.
+        assignments: options, such as "eta=0.5".
+
+    Raises:
+        SamplingError: for a value that is not valid, or an option that this sampler does not take.
+        ConfigError: for an unknown option.
+    """
+    tree = parse_assignments([f"sampling.{item.strip().removeprefix('sampling.')}" for item in assignments])
+    options: dict[str, Any] = dict(tree.get("sampling", {}))
+    asked = {"sampler": sampler, "steps": steps}
+    changed = model.with_sampling(**{**options, **{key: value for key, value in asked.items() if value is not None}})
+    name = changed.sampling.sampler
+    for key in options:
+        takes = options_of(name)
+        if key in _ALL_OPTIONS and key not in takes:
+            raise SamplingError(
+                f"sampler '{name}' takes no option '{key}'; it takes {', '.join(sorted(takes)) or 'none'}"
+            )
+    return changed
+
+
+def options_of(sampler: str) -> frozenset[str]:
+    """Return the names of the options that only some samplers take, and this one does."""
+    return frozenset(inspect.signature(SAMPLERS[sampler]).parameters) & _ALL_OPTIONS
+
+
+_ALL_OPTIONS = frozenset(SamplingConfig.model_fields) & frozenset(
+    name for sampler in SAMPLERS.values() for name in inspect.signature(sampler).parameters
+)
+
+
+def sampling_of(recipe: Recipe) -> SamplingConfig:
+    """Return the sampling advice of a recipe.
+
+    Raises:
+        SamplingError: if it is not valid in this version.
+    """
+    try:
+        return SamplingConfig.model_validate_json(json.dumps(recipe.sampling))
+    except ValidationError as error:
+        raise SamplingError(
+            f"the recipe was written by ddpm {recipe.version}, and this version cannot follow it: "
+            f"{explain(error, 'sampling')}"
+        ) from error
+
+
+def run_job(job: Job, *, progress: ProgressFactory, tell: Callable[[str], object]) -> Forecast:
+    """Sample and write; what was written is there even if a later batch fails.
+
+    Args:
+        job: what to do.
+        progress: makes the bar.
+        tell: told how long it will take, before the first step.
+
+    Raises:
+        RunError: if the folder cannot be written.
+        SamplingError: if the network returns numbers that are not finite, or nothing fits into memory.
+    """
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to '{job.folder}' ({error.strerror}); use another --out") from error
+    model = replace(job.model, network=job.engine.place(job.model.network))
+    recipe = recipe_of(model, job.file, job.folder, seed=job.seed, engine=job.engine)
+    ahead = forecast(model, len(job.numbers), job.engine, batch_size=job.batch_size)
+    tell(
+        f"{ahead.as_words()}: {len(job.numbers):,} pictures, {ahead.batch_size:,} at once, by {recipe.short_words()}: "
+        f"{ahead.evaluations:,} network evaluations a batch, on {job.engine.device} in {job.engine.precision}"
+    )
+    film = Film(model, job.numbers, job.seed) if job.films else None
+    kept = _make_and_write(job, model, recipe, ahead, film, progress)
+    _write_summary(job, recipe, kept)
+    if film is not None:
+        moments = film.moments()
+        for kind in job.films:
+            tell(f"film: {save_film(moments, model.codec, job.folder, kind)}")
+    return ahead
+
+
+def _make_and_write(
+    job: Job, model: Model, recipe: Recipe, ahead: Forecast, film: Film | None, progress: ProgressFactory
+) -> Pictures:
+    """Write pictures as they come; return those that are written together at the end."""
+    whole = job.is_points or job.format == "npy"
+    kept: list[Pictures] = []
+    steps = -(-len(job.numbers) // ahead.batch_size) * model.sampling.steps
+    with progress(steps, recipe.short_words()) as shown:
+
+        def on_step(numbers: Sequence[int], step: Any) -> None:
+            shown.update(1)
+            if film is not None:
+                film.record(numbers, step)
+
+        for numbers, pictures in make_pictures(
+            model, job.numbers, seed=job.seed, engine=job.engine, batch_size=ahead.batch_size, on_step=on_step
+        ):
+            if whole or sum(map(len, kept)) < MOST_IN_GRID:
+                kept.append(pictures)
+            if not whole:
+                for number, picture in zip(numbers, pictures, strict=True):
+                    _write_picture(job, picture, replace(recipe, picture=number))
+    return np.concatenate(kept)
+
+
+def _write_picture(job: Job, picture: Pictures, recipe: Recipe) -> None:
+    codec, path = job.model.codec, job.folder / f"{recipe.picture:05d}.{job.format}"
+    if job.format == "tiff":
+        save_tiff(picture, path, levels=codec.levels, value_range=codec.value_range, description=recipe.as_text())
+    else:
+        image = to_image(picture, levels=codec.levels, value_range=codec.value_range)
+        save_png(image, path, {TEXT_KEY: recipe.as_text()})
+
+
+def _write_summary(job: Job, recipe: Recipe, kept: Pictures) -> None:
+    codec, folder = job.model.codec, job.folder
+    in_grid = kept if job.is_points else kept[:MOST_IN_GRID]
+    save_png(render_grid(in_grid, levels=codec.levels, value_range=codec.value_range), folder / "grid.png")
+    try:
+        if job.is_points:
+            _write_points(kept, folder / "points.csv")
+        elif job.format == "npy":
+            write_atomically(folder / "pictures.npy", lambda part: _save_array(part, kept))
+        else:
+            return
+        common = {**json.loads(recipe.as_text()), "pictures": list(job.numbers)}
+        del common["picture"]
+        write_text(folder / "recipe.json", json.dumps(common) + "\n")
+    except OSError as error:
+        raise RunError(f"cannot write to '{folder}': {error.strerror or error}; free some space") from error
+
+
+def _save_array(part: Path, pictures: Pictures) -> None:
+    with part.open("wb") as file:  # a name without .npy would get it
+        np.save(file, pictures)
+
+
+def _write_points(points: Pictures, file: Path) -> None:
+    """Write points [n, 1, 1, C] as a table with a column a coordinate."""
+    rows = [",".join(f"{value:.6g}" for value in point.ravel()) for point in points]
+    header = ",".join(["x", "y", "z"][: points.shape[-1]])
+    write_text(file, "\n".join([header, *rows]) + "\n")
+
+
+def default_folder(file: Path, model: Model, seed: int, assignments: Sequence[str] = ()) -> Path:
+    """Return a folder beside the model whose name is the recipe, so that two recipes never mix."""
+    advice = model.sampling
+    stem = "" if file.name == "model.safetensors" else f"{file.stem}-"
+    options = "".join(f"-{item.replace('=', '')}" for item in sorted(assignments))
+    safe = "".join(sign if sign.isalnum() or sign in "-._" else "_" for sign in options)
+    return file.parent / "samples" / f"{stem}{advice.sampler}-{advice.steps}{safe}-seed{seed}"
+
+
+def difference(first: Path, second: Path) -> float | None:
+    """Return the largest difference of two picture files, as a share of white; none where the shapes differ."""
+    arrays = []
+    for path in (first, second):
+        with Image.open(path) as image:
+            arrays.append(np.asarray(image))
+    one, other = arrays
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return None
+    white = float(np.iinfo(one.dtype).max) if one.dtype.kind in "iu" else 1.0
+    return float(np.abs(one.astype(np.float64) - other.astype(np.float64)).max() / white)

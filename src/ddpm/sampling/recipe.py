@@ -1,0 +1,168 @@
+"""The recipe of a picture: all that made it, kept inside its file, so that it can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, UnidentifiedImageError
+
+from ddpm.errors import SamplingError
+from ddpm.model import Model
+from ddpm.model_file import locate
+from ddpm.training.engine import Engine
+from ddpm.version import __version__
+
+TEXT_KEY = "ddpm"
+"""Name of the PNG text chunk that holds a recipe."""
+
+_DESCRIPTION_TAG = 270  # TIFF's ImageDescription
+_WHOLE = {"picture": 2**63, "seed": 2**64}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What made one picture, as plain JSON values.
+
+    Attributes:
+        picture: its number, which with the seed decides its noise.
+        seed: of the noise.
+        sampling: sampler, steps, spacing and options, as in `SamplingConfig`.
+        model: path of the model file, relative to the folder of the picture: a run may move, and names no user.
+        model_sha256: of the model file, hexadecimal.
+        step: optimizer steps that the model had seen; none if it does not say.
+        precision: of the network's arithmetic, "float32" or "bfloat16".
+        version: of this program.
+    """
+
+    picture: int
+    seed: int
+    sampling: dict[str, Any]
+    model: str
+    model_sha256: str
+    step: int | None
+    precision: str
+    version: str
+
+    def as_text(self) -> str:
+        """Return one line of JSON; `read_recipe` inverts it."""
+        return json.dumps(asdict(self))
+
+    def as_words(self) -> str:
+        """Return sampler, steps and the options that are set, for people."""
+        options = {key: value for key, value in self.sampling.items() if key not in ("sampler", "steps")}
+        told = ", ".join(f"{key} {json.dumps(value)}" for key, value in options.items())
+        return f"{self.short_words()} ({told})" if told else self.short_words()
+
+    def short_words(self) -> str:
+        """Return sampler and steps, for people."""
+        return f"{self.sampling['sampler']}, {self.sampling['steps']} step{'s' if self.sampling['steps'] != 1 else ''}"
+
+    def checked_precision(self) -> Literal["float32", "bfloat16"]:
+        """Return the precision.
+
+        Raises:
+            SamplingError: if it is neither.
+        """
+        if self.precision == "float32":
+            return "float32"
+        if self.precision == "bfloat16":
+            return "bfloat16"
+        raise SamplingError(f"the recipe's precision is '{self.precision}'; expected float32 or bfloat16")
+
+    def find_model(self, picture: Path, given: Path | None = None) -> Path:
+        """Return the model file that made `picture`: the one that is given, or where the recipe says.
+
+        Raises:
+            SamplingError: if there is none, or it is another model.
+        """
+        if given is not None:
+            file = locate(given)
+        else:
+            file = Path(os.path.normpath(picture.absolute().parent / self.model))
+            if not file.is_file():
+                raise SamplingError(
+                    f"the model of '{picture}' is not at '{file}'; name it: ddpm sample --from {picture} MODEL"
+                )
+        found = file_sha256(file)
+        if found != self.model_sha256:
+            raise SamplingError(
+                f"'{file}' is not the model that made '{picture}': its SHA-256 is {found[:12]}..., expected "
+                f"{self.model_sha256[:12]}...; look for the model of step {self.step}"
+            )
+        return file
+
+
+def recipe_of(model: Model, file: Path, folder: Path, *, seed: int, engine: Engine) -> Recipe:
+    """Return the recipe of the pictures that `model`, read from `file`, makes into `folder`; of number 0."""
+    try:
+        relative = os.path.relpath(file.absolute(), folder.absolute())
+    except ValueError:  # another drive of Windows
+        relative = file.name
+    return Recipe(
+        picture=0,
+        seed=seed,
+        sampling=json.loads(model.sampling.model_dump_json()),
+        model=Path(relative).as_posix(),
+        model_sha256=file_sha256(file),
+        step=model.provenance.get("step"),
+        precision=engine.precision,
+        version=__version__,
+    )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe inside a PNG or TIFF picture.
+
+    Raises:
+        SamplingError: if there is no such picture, or no whole recipe in it.
+    """
+    text = _text_of(path)
+    if text is None:
+        raise SamplingError(f"'{path}' holds no recipe; expected a picture that 'ddpm sample' wrote")
+    try:
+        tree = json.loads(text)
+        recipe = Recipe(**{name: tree[name] for name in Recipe.__slots__})
+        numbers = [(getattr(recipe, key), end) for key, end in _WHOLE.items()]
+        whole = all(type(number) is int and 0 <= number < end for number, end in numbers)
+        texts = all(isinstance(value, str) for value in (recipe.model, recipe.model_sha256, recipe.precision))
+        if not (whole and texts and {"sampler", "steps"} <= recipe.sampling.keys()):
+            raise TypeError("a value of another kind")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SamplingError(
+            f"the recipe in '{path}' is not whole ({type(error).__name__}: {error}); use the picture as it was written"
+        ) from error
+    return recipe
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(TEXT_KEY)
+            tags = getattr(image, "tag_v2", None)
+    except FileNotFoundError as error:
+        raise SamplingError(f"no picture at '{path}'; expected one that 'ddpm sample' wrote") from error
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise SamplingError(
+            f"'{path}' is no picture that can be read; expected one that 'ddpm sample' wrote"
+        ) from error
+    if text is None and tags is not None:
+        described = tags.get(_DESCRIPTION_TAG)
+        text = described if isinstance(described, str) and described.startswith("{") else None
+    return text if isinstance(text, str) else None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal; about a second a GiB."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise SamplingError(f"cannot read '{path}': {error.strerror}") from error
+    return digest.hexdigest()
