@@ -134,7 +134,7 @@ def test_points_come_as_a_table(capsys: Capture) -> None:
     settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
     main(["train", "swissroll", "--steps", "3", "--batch-size", "16", "--set", "training.previews=4", *settings])
     main(["sample", "runs/swissroll", "-n", "6", "--steps", "3", "--out", "drawn"])
-    assert sorted(path.name for path in Path("drawn").iterdir()) == ["grid.png", "points.csv"]
+    assert sorted(path.name for path in Path("drawn").iterdir()) == ["grid.png", "points.csv", "recipe.json"]
     header, *rows = Path("drawn/points.csv").read_text().splitlines()
     assert header == "x,y"
     assert np.isfinite(np.array([row.split(",") for row in rows], dtype=float)).all()

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(words: Sequence[str]) -> None:
     import tyro
 
+    from ddpm.cli.compare import compare_samplers
     from ddpm.cli.distill import distill
     from ddpm.cli.evaluate import evaluate
     from ddpm.cli.inspect import inspect
@@ -51,8 +52,9 @@ def _run(words: Sequence[str]) -> None:
             "train": train,
             "sample": sample,
             "evaluate": evaluate,
-            "distill": distill,
             "inspect": inspect,
+            "distill": distill,
+            "compare-samplers": compare_samplers,
             "train-classifier": train_classifier,
         },
         prog="ddpm",

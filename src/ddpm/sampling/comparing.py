@@ -1,0 +1,97 @@
+"""Plans of `quality`: which samplers at which numbers of steps, against which data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddpm.config import from_tree
+from ddpm.data import Store, open_store
+from ddpm.data.progress import ProgressFactory
+from ddpm.errors import DataError, ModelFileError, SamplingError
+from ddpm.model import Model
+from ddpm.model_file import locate
+from ddpm.sampling.frechet_score import PIXELS, FrechetScore
+from ddpm.sampling.job import with_options
+from ddpm.sampling.quality import Comparison, read_cells
+from ddpm.sampling.recipe import file_sha256
+from ddpm.training.engine import choose_engine
+from ddpm.version import __version__
+
+USUAL = ("ddim", "ddpm")
+"""Samplers that are compared when none are named."""
+
+
+def plan_comparison(
+    path: Path,
+    *,
+    samplers: Sequence[str] | None,
+    steps: str,
+    count: int,
+    seed: int,
+    data: str | None,
+    features: str,
+    file: Path | None,
+    device: str,
+    progress: ProgressFactory,
+) -> Comparison:
+    """Return a comparison; everything that can be refused is refused here, before anything is sampled.
+
+    Raises:
+        SamplingError: for samplers, steps, a number or a seed that are not valid, or a file of other results.
+        ModelFileError: for a model that does not say what it was trained on.
+        DataError: for data of another kind.
+    """
+    source = locate(path)
+    engine = choose_engine(device)
+    model = Model.load(source, device=engine.device)
+    names = samplers or tuple(dict.fromkeys((model.sampling.sampler, *USUAL)))
+    models = [
+        with_options(model, sampler=name, steps=number, assignments=())
+        for name in names
+        for number in parse_steps(steps)
+    ]
+    for each in models:
+        each.sampling_batches(count, seed=seed)
+    engine.place(model.network)
+    store = _open_data(source, model, data, progress)
+    conditions = {
+        "model": file_sha256(source),
+        "data": store.fingerprint,
+        "features": features,
+        "number": count,
+        "seed": seed,
+        "precision": engine.precision,
+        "device": engine.device,
+        "version": __version__,
+    }
+    results = file if file is not None else source.parent / f"{source.stem}-samplers.json"
+    read_cells(results, conditions)
+    if features != PIXELS:
+        raise SamplingError(f"features '{features}'; expected {PIXELS}")
+    return Comparison(models, conditions, count, seed, engine, FrechetScore(store, count), results)
+
+
+def parse_steps(text: str) -> list[int]:
+    """Return the numbers of steps of a text such as "5,10,20".
+
+    Raises:
+        SamplingError: if it is something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise SamplingError(f"steps '{text}'; expected whole numbers, for example 5,10,20,50")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def _open_data(file: Path, model: Model, data: str | None, progress: ProgressFactory) -> Store:
+    provenance = model.provenance
+    if "config" not in provenance or (data is None and "data" not in provenance):
+        raise ModelFileError(f"'{file}' does not say what it was trained on; expected a model that 'ddpm train' wrote")
+    store = open_store(data or provenance["data"], from_tree(provenance["config"]).data, progress=progress)
+    same = (store.levels, store.value_range) == (model.codec.levels, model.codec.value_range)
+    if not same or store.pictures.shape[1:] != model.picture_shape:
+        raise DataError(
+            f"the pictures of '{store.source}' are not of the model's kind; expected such as it was trained on"
+        )
+    return store
