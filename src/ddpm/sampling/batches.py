@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -88,7 +89,12 @@ def forecast(model: Model, count: int, engine: Engine, *, batch_size: int | None
         SamplingError: if not even one picture fits.
     """
     shape = model.picture_shape
-    needed, output = _probe(model, engine)
+    try:
+        needed, channels_out = _probe(model, engine)
+    except (RuntimeError, MemoryError) as error:
+        if _is_shortage(error):
+            raise _refusal() from error
+        raise
     if batch_size is None:
         cap = _VALUES_ON_GPU if model.device.type == "cuda" else _VALUES_ON_CPU
         batch_size = max(1, min(_free_memory(model.device) // needed, cap // math.prod(shape)))
@@ -99,36 +105,35 @@ def forecast(model: Model, count: int, engine: Engine, *, batch_size: int | None
             break
         except (RuntimeError, MemoryError) as error:
             size = _halved(size, error)
-    evaluations = count_evaluations(model, output)
+    evaluations = count_evaluations(model, channels_out)
     return Forecast(size, evaluations, seconds * evaluations * count / size)
 
 
-def count_evaluations(model: Model, output_shape: Sequence[int]) -> int:
+def count_evaluations(model: Model, channels_out: int) -> int:
     """Return how often the model's sampler runs the network for a batch; of adaptive ones, on blank pictures.
 
     Args:
         model: whose sampler and steps.
-        output_shape: of the network, for one picture.
+        channels_out: of the network.
     """
-    blank = _Blank(tuple(output_shape))
-    for _ in replace(model, network=blank).sample_steps([0]):
-        pass
+    blank = _Blank(channels_out)
+    deque(replace(model, network=blank, picture_shape=(1, 1, model.picture_shape[2])).sample_steps([0]), maxlen=0)
     return blank.calls
 
 
 class _Blank(nn.Module):
     """A network that counts how often it runs, and returns zeros."""
 
-    def __init__(self, output_shape: tuple[int, ...]) -> None:
+    def __init__(self, channels_out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()), requires_grad=False)
-        self.output_shape = output_shape
+        self.weight = nn.Parameter(torch.zeros(()), requires_grad=False)  # which says where the network is
+        self.channels_out = channels_out
         self.calls = 0
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return zeros."""
         self.calls += 1
-        return torch.zeros(len(x_t), *self.output_shape)
+        return torch.zeros(len(x_t), self.channels_out, *x_t.shape[2:])
 
 
 def make_pictures(
@@ -165,17 +170,22 @@ def make_pictures(
 
 def _halved(size: int, error: Exception) -> int:
     """Return half the batch if `error` says that memory ran out; raise it, or a sentence, otherwise."""
-    text = str(error).lower()
-    short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in text or "out of memory" in text
-    if not short:
+    if not _is_shortage(error):
         raise error
     if size == 1:
-        raise SamplingError(
-            "not even one picture fits into memory; close other programs, or use another --device"
-        ) from error
+        raise _refusal() from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return size // 2
+
+
+def _is_shortage(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in text or "out of memory" in text
+
+
+def _refusal() -> SamplingError:
+    return SamplingError("not even one picture fits into memory; close other programs, or use another --device")
 
 
 def _free_memory(device: torch.device) -> int:
@@ -183,26 +193,27 @@ def _free_memory(device: torch.device) -> int:
     return int(free * _FREE_SHARE)
 
 
-@torch.no_grad()
-def _probe(model: Model, engine: Engine) -> tuple[int, tuple[int, ...]]:
-    """Run the network on one picture; return the bytes of all that its modules put out, and its output's shape.
+def _probe(model: Model, engine: Engine) -> tuple[int, int]:
+    """Run the network on one picture; return the bytes of all that its modules put out, and its output's channels.
 
     More than what lives at once (each is freed after its last use), so the sum is a bound with room for workspaces.
     """
-    count = 0
+    count, channels = 0, 0
 
     def add(module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal count
+        nonlocal count, channels
         if isinstance(output, Tensor):
             count += output.numel() * output.element_size()
+        if module is model.network and isinstance(output, Tensor):
+            channels = output.shape[1]
 
     handles = [module.register_forward_hook(add) for module in model.network.modules()]
     try:
-        output = _run(model, engine, 1)
+        _run(model, engine, 1)
     finally:
         for handle in handles:
             handle.remove()
-    return count + _STATES * 4 * math.prod(model.picture_shape), tuple(output.shape[1:])
+    return count + _STATES * 4 * math.prod(model.picture_shape), channels
 
 
 def _time_one(model: Model, engine: Engine, size: int) -> float:
@@ -214,9 +225,8 @@ def _time_one(model: Model, engine: Engine, size: int) -> float:
 
 
 @torch.no_grad()
-def _run(model: Model, engine: Engine, size: int) -> Tensor:
+def _run(model: Model, engine: Engine, size: int) -> None:
     height, width, channels = model.picture_shape
     x_t = torch.zeros(size, channels, height, width, device=model.device)
     with engine.autocast():
-        output: Tensor = model.network(x_t, torch.zeros(size, device=model.device))
-    return output
+        model.denoiser()(x_t, torch.zeros(size, dtype=torch.float64))

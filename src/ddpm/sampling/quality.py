@@ -204,6 +204,7 @@ def plot(cells: Sequence[Cell], score: Score, path: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
     except ImportError as error:
         raise SamplingError("no plot without matplotlib; get it with: pip install 'ddpm[figures]'") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -220,6 +221,11 @@ def plot(cells: Sequence[Cell], score: Score, path: Path) -> None:
         )
     axes.axhline(score.floor, color="gray", linestyle="--", label="held-out pictures")
     axes.set(xscale="log", yscale="log", xlabel="network evaluations a picture", ylabel=score.name)
+    axes.xaxis.set_major_locator(FixedLocator(sorted({cell.evaluations for cell in cells})))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
     axes.legend()
     try:
         write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
