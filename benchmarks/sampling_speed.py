@@ -120,7 +120,7 @@ def difference(theirs: UNet2DModel, ours: Model) -> float:
 def our_settings(model: Model, arguments: argparse.Namespace) -> dict[str, Sampling]:
     """Return what to time of ours: the default, then by hand float32, and compiled."""
     engine = choose_engine()
-    plain = replace(engine, precision="float32", channels_last=False)
+    plain = replace(engine, precision="float32", channels_last=False, native=False)
     settings = {
         "default": our_way(model, engine, arguments.batch),
         "float32": our_way(model, plain, arguments.batch),
