@@ -32,7 +32,7 @@ def test_the_distilled_model_samples_right_with_no_flag(trained: Path, capsys: C
     assert f"distilled from: {trained}/model.safetensors (SHA-256 {digest}...), progressive" in capsys.readouterr().out
     main(["sample", "few", "-n", "2", "--out", "drawn"])
     with Image.open("drawn/00001.png") as picture:
-        recipe = json.loads(picture.text["ddpm"])
+        recipe = json.loads(picture.text["ddpm"])["sampling"]
     assert (recipe["sampler"], recipe["steps"], recipe["timesteps"]) == ("ddim", 2, [49.0, 24.0])
     np.testing.assert_array_equal(Model.load("few").sample(2), before.sample(2))
 

@@ -9,16 +9,17 @@ from ddpm.config import from_tree
 from ddpm.data import Store, open_store
 from ddpm.data.progress import ProgressFactory
 from ddpm.errors import DataError, ModelFileError, SamplingError
+from ddpm.evaluation.features import load_extractor
 from ddpm.model import Model
 from ddpm.model_file import locate
-from ddpm.sampling.frechet_score import PIXELS, FrechetScore
+from ddpm.sampling.frechet_score import FrechetScore
 from ddpm.sampling.job import with_options
 from ddpm.sampling.quality import Comparison, read_cells
 from ddpm.sampling.recipe import file_sha256
 from ddpm.training.engine import choose_engine
 from ddpm.version import __version__
 
-USUAL = ("ddim", "ddpm")
+USUAL = ("dpm_solver_pp", "unipc", "heun", "ddim", "ddpm")
 """Samplers that are compared when none are named."""
 
 
@@ -54,11 +55,12 @@ def plan_comparison(
     for each in models:
         each.sampling_batches(count, seed=seed)
     engine.place(model.network)
+    extractor = load_extractor(features, device=engine.device)
     store = _open_data(source, model, data, progress)
     conditions = {
         "model": file_sha256(source),
         "data": store.fingerprint,
-        "features": features,
+        "features": extractor.recipe(),
         "number": count,
         "seed": seed,
         "precision": engine.precision,
@@ -67,9 +69,7 @@ def plan_comparison(
     }
     results = file if file is not None else source.parent / f"{source.stem}-samplers.json"
     read_cells(results, conditions)
-    if features != PIXELS:
-        raise SamplingError(f"features '{features}'; expected {PIXELS}")
-    return Comparison(models, conditions, count, seed, engine, FrechetScore(store, count), results)
+    return Comparison(models, conditions, count, seed, engine, FrechetScore(store, count, extractor), results)
 
 
 def parse_steps(text: str) -> list[int]:

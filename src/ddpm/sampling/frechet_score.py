@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codec import Pictures
 from ddpm.data import Store
-from ddpm.diffusion.noise import stream
 from ddpm.errors import DataError
-from ddpm.evaluation.frechet import frechet_distance
+from ddpm.evaluation.features import Extractor
+from ddpm.evaluation.frechet import frechet_distance, frechet_estimate, moments_of
+from ddpm.evaluation.subject import spread
 
-PIXELS = "pixels"
 _MOST_PIXELS = 1024
 _MOST_TRAINING = 10_000
-_RESAMPLES = 8  # of the bootstrap: its error is known to a quarter, which is enough to see what differs
-
-Features = NDArray[np.float64]
 
 
 class FrechetScore:
-    """Fréchet distance (Heusel et al. 2017, Eq. 6) of raw pixels, in [0, 1], to the training split."""
+    """Fréchet distance (Heusel et al. 2017, Eq. 6) of features to the training split."""
 
-    def __init__(self, store: Store, count: int) -> None:
+    def __init__(self, store: Store, count: int, extractor: Extractor) -> None:
         """Measure the training split, and as many held-out pictures as there will be samples.
 
         Raises:
             DataError: if the pictures are too large to be compared by their pixels.
         """
         values = int(np.prod(store.pictures.shape[1:]))
-        if values > _MOST_PIXELS:
+        if extractor.name == "pixels" and values > _MOST_PIXELS:
             raise DataError(
                 f"pictures of {values:,} values; raw pixels say nothing beyond {_MOST_PIXELS:,}: use --features"
             )
-        rows = store.train[np.linspace(0, len(store.train) - 1, min(len(store.train), _MOST_TRAINING)).astype(np.int64)]
-        self._range = store.value_range
-        self._training = self._features(store.pictures[rows])
-        self.floor = frechet_distance(self._features(store.pictures[store.held_out[:count]]), self._training)
-        self.name = "Fréchet distance of pixels"
+        self._range, self._extractor = store.value_range, extractor
+        self._training = moments_of(self._features(store.pictures[spread(store.train, _MOST_TRAINING)]))
+        held_out = moments_of(self._features(store.pictures[spread(store.held_out, count)]))
+        self.floor = frechet_distance(held_out, self._training)
+        self.name = f"Fréchet distance of {extractor.name}"
 
     def __call__(self, pictures: Pictures) -> tuple[float, float]:
         """Return the distance, and its standard error by the bootstrap over samples."""
-        features = self._features(pictures)
-        scores = []
-        for draw in range(_RESAMPLES):
-            rows = stream(0, "bootstrap", 0, draw).integers(0, len(features), len(features))
-            scores.append(frechet_distance(features[rows], self._training))
-        return frechet_distance(features, self._training), float(np.std(scores, ddof=1))
+        estimate = frechet_estimate(self._features(pictures), self._training)
+        return estimate.value, estimate.error
 
-    def _features(self, pictures: Pictures) -> Features:
-        low, high = self._range
-        features: Features = (pictures.reshape(len(pictures), -1).astype(np.float64) - low) / (high - low)
-        return features
+    def _features(self, pictures: Pictures) -> NDArray[Any]:
+        return self._extractor(pictures, self._range).pooled

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -102,11 +101,11 @@ def with_options(model: Model, *, sampler: str | None, steps: int | None, assign
 
 def options_of(sampler: str) -> frozenset[str]:
     """Return the names of the options that only some samplers take, and this one does."""
-    return frozenset(inspect.signature(SAMPLERS[sampler]).parameters) & _ALL_OPTIONS
+    return frozenset(SAMPLERS[sampler].options) & _ALL_OPTIONS
 
 
 _ALL_OPTIONS = frozenset(SamplingConfig.model_fields) & frozenset(
-    name for sampler in SAMPLERS.values() for name in inspect.signature(sampler).parameters
+    name for entry in SAMPLERS.values() for name in entry.options
 )
 
 
