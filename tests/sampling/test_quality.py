@@ -14,6 +14,7 @@ from ddpm.codec import Pictures
 from ddpm.data.progress import Progress, silent
 from ddpm.errors import SamplingError
 from ddpm.evaluation.features import Pixels
+from ddpm.evaluation.subject import spread
 from ddpm.sampling.comparing import parse_steps, plan_comparison
 from ddpm.sampling.frechet_score import FrechetScore
 from ddpm.sampling.quality import Cell, Comparison, compare, table
@@ -114,7 +115,7 @@ def test_held_out_pictures_score_the_floor_and_worse_ones_more(trained: Path, tm
 
     store = open_store("digits", DataConfig())
     score = FrechetScore(store, 200, Pixels())
-    held_out = store.pictures[store.held_out[:200]]
+    held_out = store.pictures[spread(store.held_out, 200)]
     value, error = score(held_out)
     assert value == pytest.approx(score.floor)
     assert 0 < error < value
