@@ -29,7 +29,7 @@ from ddpm.config import from_tree
 from ddpm.data import Store, open_store
 from ddpm.diffusion.likelihood import bits_per_dim, variational_bound
 from ddpm.diffusion.noise import NoiseSource
-from ddpm.evaluation.frechet import frechet_distance_between
+from ddpm.evaluation.scores.frechet import frechet_distance_between
 from ddpm.files import write_text
 from ddpm.model import Model
 

@@ -60,7 +60,7 @@ def features(rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fid_ours(spectrum: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    from ddpm.evaluation.frechet import Moments, frechet_distance
+    from ddpm.evaluation.scores.frechet import Moments, frechet_distance
 
     first, second = (Moments(3000, np.zeros(DIMENSIONS), covariance) for covariance in covariances(spectrum))
     return lambda: frechet_distance(first, second), float
@@ -77,7 +77,7 @@ def fid_sqrtm(spectrum: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
 
 
 def coverage_ours(rows: int) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    from ddpm.evaluation.coverage import coverage
+    from ddpm.evaluation.scores.coverage import coverage
 
     real, samples = features(rows)
     return (

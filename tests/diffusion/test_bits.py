@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from ddpm.diffusion.bits import BitsPerDim, Estimate, NoiseLevel, mean_estimate
+from ddpm.diffusion.bits import BitsPerDim, NoiseLevel
+from ddpm.estimate import Estimate, mean_estimate
 
 
 def level(first: int, last: int, bits: float) -> NoiseLevel:
@@ -17,7 +18,7 @@ def test_a_mean_has_the_error_of_its_spread() -> None:
     """1, 2, 3, 6: squared deviations 4 + 1 + 0 + 9 = 14, so the variance is 14 / 3, and of the mean 14 / 12."""
     estimate = mean_estimate(torch.tensor([1.0, 2.0, 3.0, 6.0]).double())
     assert estimate.value == 3.0
-    assert estimate.standard_error == pytest.approx(math.sqrt(14 / 12), rel=1e-14)
+    assert estimate.error == pytest.approx(math.sqrt(14 / 12), rel=1e-14)
 
 
 def test_rates_accumulate_from_noise_to_data() -> None:
@@ -34,7 +35,7 @@ def test_the_rate_of_a_range_is_that_of_its_times_on_average() -> None:
 def test_the_tree_is_json_with_everything_in_it() -> None:
     bits = BitsPerDim(Estimate(3.0, 0.3), Estimate(0.5, 0), (level(0, 0, 1.0), level(1, 4, 1.5)), {"n": 5})
     tree = json.loads(json.dumps(bits.as_tree(), allow_nan=False))
-    assert tree["bits_per_dim"] == {"value": 3.0, "standard_error": 0.3}
-    assert tree["decoder"] == {"value": 1.0, "standard_error": 0.1}
+    assert tree["bits_per_dim"] == {"value": 3.0, "error": 0.3}
+    assert tree["decoder"] == {"value": 1.0, "error": 0.1}
     assert [(row["first"], row["last"], row["rate"]) for row in tree["levels"]] == [(0, 0, 2.0), (1, 4, 1.0625)]
     assert tree["recipe"] == {"n": 5}

@@ -22,7 +22,7 @@ from ddpm.evaluation import plan as plan_module
 from ddpm.evaluation import subject
 from ddpm.evaluation.opening import Request
 from ddpm.evaluation.plan import make_plan
-from ddpm.evaluation.report import Report
+from ddpm.evaluation.report.report import Report
 from ddpm.evaluation.shards import SHARD
 from ddpm.model import Model
 

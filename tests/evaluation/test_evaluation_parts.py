@@ -14,11 +14,11 @@ import pytest
 from ddpm.data import to_image
 from ddpm.data.progress import silent
 from ddpm.errors import ConfigError, DataError, RunError
-from ddpm.evaluation.features import Pixels
-from ddpm.evaluation.frechet import frechet_distance_between
-from ddpm.evaluation.recipe import differences
-from ddpm.evaluation.report import shown
-from ddpm.evaluation.scores import METRICS, Evidence, feature_scores, parse_metrics
+from ddpm.evaluation.extractors.features import Pixels
+from ddpm.evaluation.metrics import METRICS, Evidence, feature_scores, parse_metrics
+from ddpm.evaluation.report.recipe import differences
+from ddpm.evaluation.report.report import shown
+from ddpm.evaluation.scores.frechet import frechet_distance_between
 from ddpm.evaluation.shards import SHARD, Job
 from ddpm.evaluation.subject import Scale, Tick
 from ddpm.evaluation.workers import run_jobs

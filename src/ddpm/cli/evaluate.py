@@ -11,7 +11,7 @@ from ddpm.cli.train import parse_size
 
 if TYPE_CHECKING:
     from ddpm.evaluation.plan import Plan
-    from ddpm.evaluation.report import Report
+    from ddpm.evaluation.report.report import Report
 
 
 def evaluate(
@@ -89,7 +89,7 @@ def evaluate(
     """
     from ddpm.evaluation.opening import Request
     from ddpm.evaluation.plan import make_plan
-    from ddpm.evaluation.recipe import read_report, refuse_other_recipe
+    from ddpm.evaluation.report.recipe import read_report, refuse_other_recipe
     from ddpm.evaluation.run import run
     from ddpm.terminal import bar
 

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over pictures.
-
-    Attributes:
-        value: the mean.
-        standard_error: of the mean, from the spread between pictures.
-    """
-
-    value: float
-    standard_error: float
-
-
-def mean_estimate(values: Tensor) -> Estimate:
-    """Return the mean of independent values [N], N >= 2, and its standard error."""
-    return Estimate(float(values.mean()), float(values.std(correction=1)) / math.sqrt(len(values)))
+from ddpm.estimate import Estimate
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ddpm.data.progress import silent
 from ddpm.evaluation.opening import Request
 from ddpm.evaluation.plan import make_plan
-from ddpm.evaluation.report import Report
+from ddpm.evaluation.report.report import Report
 from ddpm.evaluation.run import run
 from ddpm.model import Model
 from ddpm.terminal import bar

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from ddpm.data import ProgressFactory, Store
 from ddpm.errors import ConfigError, DataError, DdpmError
-from ddpm.evaluation.features import Extractor, load_extractor
+from ddpm.evaluation.extractors.features import Extractor, load_extractor
+from ddpm.evaluation.metrics import FEATURE_METRICS, METRICS, SEED, parse_metrics
 from ddpm.evaluation.opening import Request, Subject, open_subject
-from ddpm.evaluation.pixel_scores import LEAST as PIXELS_LEAST
-from ddpm.evaluation.pixel_scores import MAX_DIMENSIONS
-from ddpm.evaluation.scores import FEATURE_METRICS, METRICS, SEED, parse_metrics
+from ddpm.evaluation.scores.pixel_scores import LEAST as PIXELS_LEAST
+from ddpm.evaluation.scores.pixel_scores import MAX_DIMENSIONS
+from ddpm.evaluation.scores.spread import spread
 from ddpm.evaluation.shards import Job, digest, work_root
-from ddpm.evaluation.subject import PictureSource, Place, Sampled, Stored, scale_of, spread
+from ddpm.evaluation.subject import PictureSource, Place, Sampled, Stored, scale_of
 from ddpm.model import Model
 from ddpm.training.engine import choose_engine
 from ddpm.version import __version__

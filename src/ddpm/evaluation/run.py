@@ -13,15 +13,15 @@ from ddpm.codec import Pictures
 from ddpm.data import ProgressFactory
 from ddpm.data.progress import silent
 from ddpm.errors import DataError
-from ddpm.evaluation.colour import ColourDrift, colour_drift
-from ddpm.evaluation.exhibits import Exhibits, Pair
-from ddpm.evaluation.memorization import Memorization, memorization
-from ddpm.evaluation.pixel_scores import PixelScores, pixel_scores
+from ddpm.evaluation.metrics import FEATURE_METRICS, HEADLINE, SEED, Evidence, Score, feature_scores
 from ddpm.evaluation.plan import Plan
-from ddpm.evaluation.report import Report
-from ddpm.evaluation.scores import FEATURE_METRICS, HEADLINE, SEED, Evidence, Score, feature_scores
+from ddpm.evaluation.report.exhibits import Exhibits, Pair
+from ddpm.evaluation.report.report import Report
+from ddpm.evaluation.scores.colour import ColourDrift, colour_drift
+from ddpm.evaluation.scores.memorization import Memorization, memorization
+from ddpm.evaluation.scores.pixel_scores import PixelScores, pixel_scores
+from ddpm.evaluation.scores.spread import spread
 from ddpm.evaluation.shards import Job, clean
-from ddpm.evaluation.subject import spread
 from ddpm.evaluation.workers import run_jobs
 
 _MOST_VALUES = 2**28  # of pictures in memory at once, a side
@@ -169,8 +169,8 @@ class _Scoring:
         self.details["pixels"] = found.as_tree()
 
     def _bits(self, evidence: Evidence | None) -> None:
-        from ddpm.evaluation.histogram import histogram_bits_per_dim
-        from ddpm.evaluation.likelihood import bits_per_dim_of
+        from ddpm.evaluation.likelihood.bound import bits_per_dim_of
+        from ddpm.evaluation.likelihood.histogram import histogram_bits_per_dim
 
         plan, store = self.plan, self.plan.store
         assert plan.model is not None  # no plan asks it of pictures
@@ -184,7 +184,7 @@ class _Scoring:
             ("bits_per_dim", "bits/dim of held-out pictures", found.total, n, "upper bound; lower is better"),
             ("histogram_bits_per_dim", "the same, histogram a pixel", simple, len(held_out), "a model should beat it"),
         ):
-            self.scores.append(Score(name, label, estimate.value, of, meaning, error=estimate.standard_error))
+            self.scores.append(Score(name, label, estimate.value, of, meaning, error=estimate.error))
         self.details["bits"] = found.as_tree()
         self.exhibits.bits = found
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ddpm.codec import Pictures
 from ddpm.data.cache import cache_root
 from ddpm.errors import DataError
-from ddpm.evaluation.features import Extractor, load_extractor
+from ddpm.evaluation.extractors.features import Extractor, load_extractor
 from ddpm.evaluation.subject import PictureSource, Read, Tick
 from ddpm.files import write_atomically
 

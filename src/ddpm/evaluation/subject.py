@@ -194,9 +194,3 @@ class Stored:
             return pictures
 
         return read
-
-
-def spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Return at most `most` rows, evenly spread: data sets are often sorted by class."""
-    count = min(len(rows), most)
-    return rows[np.arange(count, dtype=np.int64) * (len(rows) - 1) // max(1, count - 1)]

@@ -27,7 +27,7 @@ def bound_shares(bits: BitsPerDim) -> Figure:
     first = [level.first for level in bits.levels]
     edges = [float(t) for t in [*first, bits.levels[-1].last + 1]]
     cost = [level.bits.value / level.size for level in bits.levels]
-    margin = [2 * level.bits.standard_error / level.size for level in bits.levels]
+    margin = [2 * level.bits.error / level.size for level in bits.levels]
     for place, logarithmic in enumerate((False, True), 1):
         axes: Axes = figure.add_subplot(1, 2, place)
         shift = 1.0 if logarithmic else 0.0  # the paper's t, which starts at 1, has a logarithm
@@ -42,7 +42,7 @@ def bound_shares(bits: BitsPerDim) -> Figure:
             axes.set_ylim(bottom=max(cost) * _SMALLEST_SHARE)
     share = bits.decoder.value / bits.total.value
     figure.suptitle(
-        f"{bits.total.value:.3f} ± {bits.total.standard_error:.3f} bits/dim; "
+        f"{bits.total.value:.3f} ± {bits.total.error:.3f} bits/dim; "
         f"L_0 is {share:.1%} of it, L_T {bits.prior.value:.2g} bits/dim"
     )
     return figure

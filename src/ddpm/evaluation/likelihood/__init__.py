@@ -1,0 +1,1 @@
+"""How likely a model finds pictures that it has not seen."""

@@ -1,0 +1,1 @@
+"""What an evaluation found: as lines, as JSON, as a page."""

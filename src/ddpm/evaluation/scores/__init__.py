@@ -1,0 +1,1 @@
+"""The scores themselves: features or pixels in, numbers out; each definition a file."""
