@@ -9,8 +9,8 @@ from ddpm.version import __version__
 
 _HOMES = {
     "Model": "ddpm.model",
-    "train": "ddpm.training.api",
-    "evaluate": "ddpm.evaluation.api",
+    "train": "ddpm.api.train",
+    "evaluate": "ddpm.api.evaluate",
     "NoiseSchedule": "ddpm.diffusion",
     "Prediction": "ddpm.diffusion",
     "make_schedule": "ddpm.diffusion",
@@ -33,12 +33,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ddpm.api.evaluate import evaluate
+    from ddpm.api.train import train
     from ddpm.data import open_store, render_grid
     from ddpm.diffusion import NoiseSchedule, Prediction, make_schedule
     from ddpm.errors import DdpmError
-    from ddpm.evaluation.api import evaluate
     from ddpm.model import Model
-    from ddpm.training.api import train
 
 
 def __getattr__(name: str) -> Any:

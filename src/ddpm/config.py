@@ -39,6 +39,7 @@ SamplerName = Literal[
 Spacing = Literal["trailing", "leading", "linspace", "quadratic", "log_snr", "karras"]
 Variance = Literal["fixed_large", "fixed_small", "learned"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Score = Literal["loss", "frechet", "kernel"]
 Channels = Literal["auto", "gray", "rgb", "rgba"]
 Fit = Literal["crop", "pad", "stretch"]
 
@@ -186,6 +187,15 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     preview_every: int = Field(1000, ge=1, description="steps between preview grids")
     evaluate_every: int = Field(500, ge=1, description="steps between held-out losses")
+    score: Score = Field(
+        "loss",
+        description="what the best model is chosen by: held-out loss, or a distance of its samples to the data",
+    )
+    score_every: int = Field(2000, ge=1, description="steps between scores of samples (frechet or kernel)")
+    score_samples: int = Field(500, ge=20, le=1_000_000, description="samples a score; the error falls with its root")
+    score_features: str | None = Field(
+        None, description="extractor's name or file; none: pixels of small pictures, else inception"
+    )
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     previews: int = Field(36, ge=1, le=10_000, description="pictures in a preview grid")
     milestones: int = Field(
@@ -290,6 +300,8 @@ class ClassifierConfig(Section):
     def _network_is_a_unet(self) -> ClassifierConfig:
         if self.network.kind != "unet":
             raise ValueError(f"network.kind is '{self.network.kind}'; a classifier is the half of a 'unet'")
+        if self.training.score != "loss":
+            raise ValueError(f"training.score is '{self.training.score}'; a classifier has no samples, expected 'loss'")
         return self
 
 

@@ -80,6 +80,9 @@ def _inspect_run(path: Path) -> None:
         print(f"status: {assess(history).sentence}")
         if history:
             print(f"held-out loss: {history[-1].held_out:.4f} at step {history[-1].step:,}")
+        if notes.get("scores"):
+            score, name = notes["scores"][-1], notes["config"]["training"]["score"]
+            print(f"{name}: {score['value']:.4g} ± {score['error']:.2g} at step {score['step']:,} ({score['recipe']})")
         previews = sorted(folder.previews.glob("*.png"))
         if previews:
             print(f"latest preview: {previews[-1]}")

@@ -62,6 +62,7 @@ def train(
     tree = merge(tree, _flags(size=size, steps=steps, batch_size=batch_size, seed=seed))
     tree = merge(tree, parse_assignments(set))
 
+    from ddpm.evaluation.scorer import scorer_for
     from ddpm.terminal import bar
     from ddpm.training.display import show_run
     from ddpm.training.plan import make_plan
@@ -70,7 +71,7 @@ def train(
     if dry_run:
         print(json.dumps({"preset": plan.preset, "out": str(plan.out), **to_tree(plan.config)}, indent=2))
         return
-    show_run(plan)
+    show_run(plan, scorer_for(plan, progress=bar))
 
 
 def _flags(*, size: str | None, steps: int | None, batch_size: int | None, seed: int | None) -> dict[str, Any]:

@@ -5,21 +5,22 @@ from __future__ import annotations
 from tqdm import tqdm
 
 from ddpm.terminal import in_bytes, interval, say
-from ddpm.training.events import Evaluated, Event, Finished, Notice, Previewed, Saved, Started
+from ddpm.training.events import Evaluated, Event, Finished, Notice, Previewed, Saved, Scored, Started
 from ddpm.training.loop import StepReport
 from ddpm.training.plan import Plan
 from ddpm.training.run import run
+from ddpm.training.scoring import Scorer
 
 _SMOOTHING = 0.98
 
 
-def show_run(plan: Plan) -> None:
+def show_run(plan: Plan, scorer: Scorer | None = None) -> None:
     """Run a plan, with a progress bar, notices, and the run folder in the first and last line."""
     for line in plan.store.report.lines():
         say(line)
     display = Display(plan)
     try:
-        for event in run(plan):
+        for event in run(plan, scorer):
             display.show(event)
     finally:
         display.close()
@@ -46,6 +47,8 @@ class Display:
             say(f"preview: {event.path}")
         elif isinstance(event, Evaluated):
             self._evaluated(event)
+        elif isinstance(event, Scored):
+            self._scored(event)
         elif isinstance(event, Finished):
             self._finished(event)
         elif isinstance(event, Saved) and event.step == 0:
@@ -90,6 +93,11 @@ class Display:
                 f"{event.evaluation.train:.4f}; {event.status.sentence}"
             )
         self._verdict = event.status.verdict
+
+    def _scored(self, event: Scored) -> None:
+        score, name = event.score, self._plan.config.training.score
+        best = "; the best so far, kept" if event.is_best else ""
+        say(f"step {score.step:,}: {name} {score.value:.4g} ± {score.error:.2g} ({event.seconds:.1f} s){best}")
 
     def _finished(self, event: Finished) -> None:
         self.close()

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from ddpm.training.engine import Engine
 from ddpm.training.loop import StepReport
+from ddpm.training.scoring import SampleScore
 from ddpm.training.status import Evaluation, Status
 
 
@@ -29,6 +30,21 @@ class Evaluated:
 
     evaluation: Evaluation
     status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Samples of the averaged weights were scored.
+
+    Attributes:
+        score: what was found.
+        is_best: whether no earlier one was better: the model is kept.
+        seconds: what it took.
+    """
+
+    score: SampleScore
+    is_best: bool
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,5 +78,5 @@ class Finished:
     complete: bool
 
 
-Event: TypeAlias = Started | StepReport | Evaluated | Saved | Previewed | Notice | Finished
+Event: TypeAlias = Started | StepReport | Evaluated | Scored | Saved | Previewed | Notice | Finished
 """Everything that `ddpm.training.run.run` yields."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 
 import torch
 
-from ddpm.errors import TrainingError
+from ddpm.errors import ConfigError, TrainingError
 from ddpm.files import write_text
 from ddpm.training.batches import prefetched
 from ddpm.training.engine import Engine
@@ -19,26 +19,36 @@ from ddpm.training.loop import StepReport, train_steps
 from ddpm.training.metrics import LossWindow
 from ddpm.training.plan import Plan, config_tree
 from ddpm.training.run_folder import MetricsFile, RunFolder, board_writer, explained_disk_errors, take_back
+from ddpm.training.scoring import Scorer
 from ddpm.training.session import Session
 
 
-def run(plan: Plan) -> Iterator[Event]:
+def run(plan: Plan, scorer: Scorer | None = None) -> Iterator[Event]:
     """Train according to a plan, yielding what happens; an existing run folder is resumed.
 
     Ctrl-C and SIGTERM end it after the step at hand, with everything saved. Closing the iterator saves nothing.
 
+    Args:
+        plan: what to do.
+        scorer: of samples, where the plan chooses the best model by them; else none.
+
     Raises:
+        ConfigError: if the plan asks for a score and there is no scorer.
         RunError: if the folder holds another run, cannot be written, or is in use.
         TrainingError: if training cannot go on; what was reached is saved, unless weights are not finite.
     """
+    if scorer is None and plan.config.training.score != "loss":
+        raise ConfigError(f"training.score is '{plan.config.training.score}', but no scorer is given to the run")
     folder = RunFolder(plan.out)
     folder.check_usable()
     with ExitStack() as stack:
         stack.enter_context(folder.claimed())
         interrupts = stack.enter_context(Interrupts())
-        session = Session.open(plan, folder)
+        session = Session.open(plan, folder, scorer)
         _use_threads_of(session.engine, stack)
         yield from map(Notice, session.notices)
+        if scorer is not None:
+            yield Notice(f"the best model is chosen by {scorer.words}")
         yield _started(session)
         if session.state.step >= plan.config.training.steps:
             yield _finished(session, None)
@@ -93,6 +103,8 @@ def _write_what_is_due(
         yield evaluated
         if evaluated.status.stop and training.stop == "auto" and not last:
             stopped = evaluated.status.sentence
+    if session.scorer is not None and (last or step % training.score_every == 0):
+        yield session.score(session.scorer, metrics)
     if last or step % training.preview_every == 0:
         yield session.preview()
     if last or stopped or step % training.checkpoint_every == 0:

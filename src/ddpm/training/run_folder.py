@@ -47,7 +47,7 @@ class RunFolder:
 
     @property
     def best_model(self) -> Path:
-        """The model with the lowest held-out loss so far."""
+        """The model with the best score so far: the lowest held-out loss, or what `training.score` says."""
         return self.path / "best.safetensors"
 
     @property
@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line: losses, learning rate, speed, held-out losses, status."""
+        """One JSON object a line: losses, learning rate, speed, held-out losses, scores, status."""
         return self.path / "metrics.jsonl"
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,19 +12,20 @@ import numpy as np
 import torch
 
 from ddpm.config import from_tree, to_tree
-from ddpm.errors import RunError, SamplingError, TrainingError
+from ddpm.errors import DataError, RunError, SamplingError, TrainingError
 from ddpm.model import Model
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ddpm.training.ema import Ema
 from ddpm.training.engine import Engine, choose_engine, engine_of, without_kernels
 from ddpm.training.evaluate import HeldOut
-from ddpm.training.events import Evaluated, Notice, Previewed, Saved
+from ddpm.training.events import Evaluated, Notice, Previewed, Saved, Scored
 from ddpm.training.importance import LossHistory
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
 from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
 from ddpm.training.preview import save_preview
 from ddpm.training.run_folder import CHECKPOINT_MODELS, MetricsFile, RunFolder, check_space, json_line
+from ddpm.training.scoring import SampleScore, Scorer, is_best
 from ddpm.training.status import Evaluation, assess
 from ddpm.version import __version__
 
@@ -39,7 +41,9 @@ class Session:
         objective: what is minimised.
         engine: where and in which precision.
         held_out: the fixed pictures that evaluations use.
+        scorer: of samples, where the best model is chosen by them; else none.
         history: every evaluation so far.
+        scores: every score of samples so far.
         seconds: spent training, over all sessions.
         saved_step: the step of the checkpoint on the disk.
         notices: what the user should know about how it was opened.
@@ -51,13 +55,15 @@ class Session:
     objective: Objective
     engine: Engine
     held_out: HeldOut
+    scorer: Scorer | None = None
     history: list[Evaluation] = field(default_factory=list)
+    scores: list[SampleScore] = field(default_factory=list)
     seconds: float = 0.0
     saved_step: int = 0
     notices: list[str] = field(default_factory=list)
 
     @staticmethod
-    def open(plan: Plan, folder: RunFolder) -> Session:
+    def open(plan: Plan, folder: RunFolder, scorer: Scorer | None = None) -> Session:
         """Build a fresh run, or bring back the one in the folder.
 
         Raises:
@@ -68,12 +74,14 @@ class Session:
         engine, moved = engine_of(notes["engine"]) if notes else (_engine_for(plan), None)
         notices += without_kernels() if engine.device == "cpu" and not engine.native else []
         session = _build(plan, folder, engine)
+        session.scorer = scorer
         if notes:
             micro_batch_size = session.state.micro_batch_size
             load_checkpoint(folder.checkpoint, session.state)
             if plan.config.training.micro_batch_size != notes["config"]["training"]["micro_batch_size"]:
                 session.state.micro_batch_size = micro_batch_size  # asked for anew: it outweighs what was found to fit
             session.history = [evaluation_of(tree) for tree in notes["history"]]
+            session.scores = [SampleScore(**tree) for tree in notes.get("scores", [])]
             session.seconds = notes["seconds"]
             session.saved_step = session.state.step
             notices += [moved] if moved else []
@@ -115,7 +123,7 @@ class Session:
         return check_space(self.folder, self._model_bytes(), training.milestones, training.disk_limit_gib)
 
     def evaluate(self, metrics: MetricsFile) -> Evaluated:
-        """Measure the held-out loss of the averaged weights; keep the model if it is the best so far."""
+        """Measure the held-out loss of the averaged weights; keep the model if it is the best by that."""
         evaluation = self.held_out.evaluate(self.state.ema.network, self.objective, self.state.step)
         self.history.append(evaluation)
         status = assess(self.history)
@@ -129,9 +137,25 @@ class Session:
                 "status": status.verdict,
             }
         )
-        if evaluation.held_out <= min(past.held_out for past in self.history):
+        if self.scorer is None and evaluation.held_out <= min(past.held_out for past in self.history):
             self.model().save(self.folder.best_model)
         return Evaluated(evaluation, status)
+
+    def score(self, scorer: Scorer, metrics: MetricsFile) -> Scored | Notice:
+        """Score samples of the averaged weights; keep the model if it is the best by that."""
+        step, began, model = self.state.step, time.monotonic(), self.model()
+        try:
+            with self.engine.autocast():
+                found = scorer(model)
+        except (SamplingError, DataError) as error:  # early samples may be all alike; the run goes on
+            return Notice(f"no score at step {step:,}: {error}")
+        self.scores.append(SampleScore(step, found.value, found.error, scorer.recipe(model)))
+        name = self.plan.config.training.score
+        metrics.write({"step": step, name: found.value, f"{name}_error": found.error})
+        best = is_best(self.scores)
+        if best:
+            model.save(self.folder.best_model)
+        return Scored(self.scores[-1], best, time.monotonic() - began)
 
     def save(self, metrics: MetricsFile) -> Iterator[Notice | Saved]:
         """Write the model, a milestone where one is due, and the checkpoint.
@@ -220,6 +244,7 @@ class Session:
             "data_fingerprint": self.plan.store.fingerprint,
             "engine": self.engine.as_tree(),
             "history": [asdict(evaluation) for evaluation in self.history],
+            "scores": [asdict(score) for score in self.scores],
             "seconds": self.seconds,
         }
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.config import merge
+from ddpm.data.progress import silent
+from ddpm.evaluation.scorer import scorer_for
 from ddpm.model import Model
 from ddpm.terminal import bar
 from ddpm.training.display import show_run
@@ -55,10 +57,11 @@ def train(
     }
     tree = merge(_given(named), overrides or {})
     plan = make_plan(data, tree, preset=preset, out=out, progress=None if quiet else bar)
+    scorer = scorer_for(plan, progress=silent if quiet else bar)
     if quiet:
-        deque(run(plan), maxlen=0)
+        deque(run(plan, scorer), maxlen=0)
     else:
-        show_run(plan)
+        show_run(plan, scorer)
     return Model.load(RunFolder(plan.out).model)
 
 
