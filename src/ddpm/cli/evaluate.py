@@ -28,7 +28,7 @@ def evaluate(
         str | None,
         arg(
             metavar="LIST",
-            help="kid,fid,sfid,is,prdc,memorization,colour,pixels,bits or all; by default what the data allow",
+            help="kid,fid,sfid,is,prdc,memorization,colour,pixels,bits,ode or all; by default what the data allow",
         ),
     ] = None,
     number: Annotated[

@@ -161,7 +161,10 @@ FEATURE_METRICS: dict[str, FeatureMetric] = {
     ),
 }
 
-OTHER_METRICS = ("memorization", "colour", "pixels", "bits")
+LIKELIHOODS = ("bits", "ode")
+"""Scores of a model itself, for which nothing is sampled."""
+
+OTHER_METRICS = ("memorization", "colour", "pixels", *LIKELIHOODS)
 """Scores that are made of more than features."""
 
 METRICS = (*FEATURE_METRICS, *OTHER_METRICS)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ddpm.data import ProgressFactory, Store
 from ddpm.errors import ConfigError, DataError, DdpmError
 from ddpm.evaluation.extractors.features import Extractor, load_extractor
-from ddpm.evaluation.metrics import FEATURE_METRICS, METRICS, SEED, parse_metrics
+from ddpm.evaluation.metrics import FEATURE_METRICS, LIKELIHOODS, METRICS, SEED, parse_metrics
 from ddpm.evaluation.opening import Request, Subject, open_subject
 from ddpm.evaluation.scores.pixel_scores import LEAST as PIXELS_LEAST
 from ddpm.evaluation.scores.pixel_scores import MAX_DIMENSIONS
@@ -33,7 +33,7 @@ FEW_SAMPLES, SAMPLES = 1000, 2048
 MOST_REFERENCE = 50_000
 """Pictures of the training split that samples are compared with, evenly spread: the number of published scores."""
 
-_BY_DEFAULT = tuple(name for name in METRICS if name not in ("sfid", "is", "bits"))  # the bound takes long
+_BY_DEFAULT = tuple(name for name in METRICS if name not in ("sfid", "is", *LIKELIHOODS))  # these take long
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,11 @@ class Plan:
     processes: int
     is_demand: bool
 
+    @property
+    def needs_samples(self) -> bool:
+        """Whether any score is of samples, rather than of the model itself."""
+        return not set(self.metrics) <= set(LIKELIHOODS)
+
 
 def make_plan(subject: Model | str | Path, request: Request, *, progress: ProgressFactory | None = None) -> Plan:
     """Decide everything, and refuse what cannot be done.
@@ -92,6 +97,8 @@ def make_plan(subject: Model | str | Path, request: Request, *, progress: Progre
     offer = _offer(request, wanted, store, engine.device)
     extractor = offer.extractor
     metrics, left_out = _metrics(wanted, opened, offer, count)
+    if "memorization" in metrics and offer.reason:
+        left_out["memorization by features"] = offer.reason
     source = _source(opened, request, engine.precision, count)
     train_rows = spread(store.train, MOST_REFERENCE)
     features = None if extractor is None else {"sha256": extractor.sha256, **extractor.recipe()}
@@ -217,12 +224,14 @@ class _Offer:
 
 def _offer(request: Request, wanted: tuple[str, ...] | None, store: Store, device: str) -> _Offer:
     """Load what makes features, and try it on two pictures of the data, so that it fails before the work begins."""
-    if wanted is not None and not any(name in FEATURE_METRICS or name == "memorization" for name in wanted):
+    of_features = [name for name in wanted or METRICS if name in FEATURE_METRICS]
+    if not of_features and "memorization" not in (wanted or METRICS):
         return _Offer()
+    must_be = request.features is not None or (_is_demand(wanted) and bool(of_features))
     try:
         extractor = load_extractor(str(request.features or default_features(store)), device=device)
     except DdpmError as error:
-        if request.features is not None or _is_demand(wanted):
+        if must_be:
             raise
         return _Offer(reason=str(error))
     tried = extractor(np.asarray(store.pictures[store.train[:2]]), store.value_range)
@@ -259,17 +268,20 @@ def _obstacle(name: str, opened: Subject, offer: _Offer, count: int) -> str:
     """Return why a group of scores is not to be had, or an empty string."""
     metric = FEATURE_METRICS.get(name)
     least = metric.least if metric else PIXELS_LEAST if name == "pixels" else 2
-    needs_extractor = metric is not None or name == "memorization"
-    if needs_extractor and offer.extractor is None:
+    if metric is not None and offer.extractor is None:
         return offer.reason
     if metric is not None and metric.needs not in offer.parts:
         return f"the extractor gives no {metric.needs} features; use another --features, such as inception"
     if name == "colour" and opened.store.is_points:
         return "points have no colours"
-    if name != "bits" and min(count, len(opened.store.train)) < least:
-        return f"{count} samples and {len(opened.store.train)} training pictures; it needs at least {least} of each"
-    if name == "bits" and opened.model is None:
+    if name in LIKELIHOODS and opened.model is None:
         return "bits per dimension are of a model, not of its samples"
+    if name == "bits" and opened.store.levels is None:
+        return "the bound is of pictures with levels, and these data are continuous; use ode"
+    if name in LIKELIHOODS and len(opened.store.held_out) < 2:
+        return f"{len(opened.store.held_out)} held-out pictures; it needs at least 2"
+    if name not in LIKELIHOODS and min(count, len(opened.store.train)) < least:
+        return f"{count} samples and {len(opened.store.train)} training pictures; it needs at least {least} of each"
     if name == "pixels" and not is_small(opened.store):
         return f"scores over raw pixels mean something up to {MAX_DIMENSIONS:,} values a picture"
     if name == "pixels" and len(opened.store.held_out) < least:
@@ -278,7 +290,7 @@ def _obstacle(name: str, opened: Subject, offer: _Offer, count: int) -> str:
 
 
 def report_name(plan: Plan) -> str:
-    """Return a name for the files of a report: what is scored, and a hash of the recipe."""
+    """Return a name for the files of a report: what is scored, and a hash of the recipe and of which scores."""
     model = plan.model
     stem = f"{model.sampling.sampler}-{model.sampling.steps}" if model is not None else "pictures"
-    return f"{stem}-n{plan.count}-{digest(plan.recipe)[:8]}"
+    return f"{stem}-n{plan.count}-{digest([plan.recipe, plan.metrics])[:8]}"

@@ -13,19 +13,20 @@ from ddpm.codec import Pictures
 from ddpm.data import ProgressFactory
 from ddpm.data.progress import silent
 from ddpm.errors import DataError
-from ddpm.evaluation.metrics import FEATURE_METRICS, HEADLINE, SEED, Evidence, Score, feature_scores
+from ddpm.evaluation.copies import copies
+from ddpm.evaluation.likelihood.scores import bound_scores, histogram_scores, ode_scores
+from ddpm.evaluation.metrics import FEATURE_METRICS, HEADLINE, Evidence, Score, feature_scores
 from ddpm.evaluation.plan import Plan
-from ddpm.evaluation.report.exhibits import Exhibits, Pair
+from ddpm.evaluation.report.exhibits import Exhibits
 from ddpm.evaluation.report.report import Report
 from ddpm.evaluation.scores.colour import ColourDrift, colour_drift
-from ddpm.evaluation.scores.memorization import Memorization, memorization
 from ddpm.evaluation.scores.pixel_scores import PixelScores, pixel_scores
 from ddpm.evaluation.scores.spread import spread
 from ddpm.evaluation.shards import Job, clean
 from ddpm.evaluation.workers import run_jobs
+from ddpm.model import Model
 
 _MOST_VALUES = 2**28  # of pictures in memory at once, a side
-_PAIRS = 12  # of samples and their nearest training pictures that a report shows
 
 
 def run(plan: Plan, *, progress: ProgressFactory = silent) -> Report:
@@ -38,7 +39,7 @@ def run(plan: Plan, *, progress: ProgressFactory = silent) -> Report:
     Raises:
         DdpmError: if pictures or features are broken, or a process was killed.
     """
-    jobs = {"samples": plan.samples}
+    jobs = {"samples": plan.samples} if plan.needs_samples else {}
     if plan.samples.extractor is not None:
         jobs |= {"training pictures": plan.train, "held-out pictures": plan.held_out}
     clean(plan.samples.root, [folder for job in jobs.values() for folder in job.folders()])
@@ -52,8 +53,11 @@ class _Scoring:
     def __init__(self, plan: Plan, progress: ProgressFactory) -> None:
         self.plan = plan
         self.progress = progress
-        self.pictures, constant = _gather(plan.samples)
-        self.notes = [*_health(constant, plan), *plan.notes]
+        self.pictures = np.empty((0, *plan.store.pictures.shape[1:]), plan.store.pictures.dtype)
+        self.notes = list(plan.notes)
+        if plan.needs_samples:
+            self.pictures, constant = _gather(plan.samples)
+            self.notes = [*_health(constant, plan), *self.notes]
         self.scores: list[Score] = []
         self.details: dict[str, Any] = {}
         self.left_out = dict(plan.left_out)
@@ -66,6 +70,7 @@ class _Scoring:
             "colour": self._colour,
             "pixels": self._pixels,
             "bits": self._bits,
+            "ode": self._ode,
         }
         evidence = self._evidence()
         for name in _order(self.plan):
@@ -99,46 +104,14 @@ class _Scoring:
         return Evidence(plan.samples.features(), plan.train.features(), plan.held_out.features())
 
     def _memorization(self, evidence: Evidence | None) -> None:
-        assert evidence is not None  # as above
-        found = memorization(evidence.samples["pooled"], evidence.train["pooled"], evidence.held_out["pooled"])
-        self.scores.append(
-            Score(
-                name="near_copies",
-                label="near-copies of training pictures",
-                value=found.share,
-                n=found.samples,
-                meaning="share; no more than of held-out",
-                error=_error_of_share(found.share, found.samples),
-                floor=found.share_held_out,
-                floor_error=_error_of_share(found.share_held_out, found.held_out),
-                floor_n=found.held_out,
-            )
-        )
-        self.details["memorization"] = {
-            "share": found.share,
-            "share_held_out": found.share_held_out,
-            "near_copies": np.flatnonzero(found.is_near_copy)[:1000].tolist(),
-            "training_pictures": self.plan.train.count,
-        }
-        self._show_pairs(found)
-
-    def _show_pairs(self, found: Memorization) -> None:
         plan = self.plan
         rows = spread(plan.store.train, plan.train.count)
-        for sample in np.argsort(found.ratios, kind="stable"):
-            if len(self.exhibits.pairs) == _PAIRS:
-                break
-            if sample < len(self.pictures):
-                row = int(rows[found.nearest[sample]])
-                pair = Pair(
-                    number=int(sample),
-                    sample=self.pictures[sample],
-                    nearest=plan.store.pictures[row],
-                    name=str(plan.store.names[row]),
-                    ratio=float(found.ratios[sample]),
-                    is_near_copy=bool(found.is_near_copy[sample]),
-                )
-                self.exhibits.pairs.append(pair)
+        features = plan.recipe["measure"]["features"]
+        self.details["memorization"] = {}
+        for found in copies(self.pictures, plan.store, rows, features["name"] if features else None, evidence):
+            self.scores.append(found.score)
+            self.details["memorization"][found.measure] = found.details
+            self.exhibits.pairs[found.measure] = found.pairs
 
     def _colour(self, evidence: Evidence | None) -> None:
         store = self.plan.store
@@ -169,24 +142,22 @@ class _Scoring:
         self.details["pixels"] = found.as_tree()
 
     def _bits(self, evidence: Evidence | None) -> None:
-        from ddpm.evaluation.likelihood.bound import bits_per_dim_of
-        from ddpm.evaluation.likelihood.histogram import histogram_bits_per_dim
-
-        plan, store = self.plan, self.plan.store
-        assert plan.model is not None  # no plan asks it of pictures
-        n = min(plan.count, len(store.held_out))
-        model = plan.model.to(plan.samples.device)
-        found = bits_per_dim_of(model, store, n=n, seed=SEED, progress=self.progress)
-        assert store.levels is not None  # the bound refuses continuous data
-        train, held_out = (store.pictures[rows] for rows in (store.train, store.held_out))
-        simple = histogram_bits_per_dim(train, held_out, store.levels, value_range=store.value_range)
-        for name, label, estimate, of, meaning in (
-            ("bits_per_dim", "bits/dim of held-out pictures", found.total, n, "upper bound; lower is better"),
-            ("histogram_bits_per_dim", "the same, histogram a pixel", simple, len(held_out), "a model should beat it"),
-        ):
-            self.scores.append(Score(name, label, estimate.value, of, meaning, error=estimate.error))
+        scores, found = bound_scores(self._model(), self.plan.store, self._unseen(), self.progress)
+        self.scores += scores
         self.details["bits"] = found.as_tree()
         self.exhibits.bits = found
+
+    def _ode(self, evidence: Evidence | None) -> None:
+        scores, found = ode_scores(self._model(), self.plan.store, self._unseen(), self.progress)
+        self.scores += scores if "bits" in self.plan.metrics else [*scores, *histogram_scores(self.plan.store)]
+        self.details["ode"] = found.as_tree()
+
+    def _model(self) -> Model:
+        assert self.plan.model is not None  # no plan asks a likelihood of pictures
+        return self.plan.model.to(self.plan.samples.device)
+
+    def _unseen(self) -> int:
+        return min(self.plan.count, len(self.plan.store.held_out))
 
 
 def _order(plan: Plan) -> list[str]:
@@ -262,10 +233,6 @@ def _largest_shift(drift: ColourDrift) -> tuple[int, float]:
     shifts = [abs(mean - real) for mean, real in zip(drift.mean, drift.mean_real, strict=True)]
     channel = int(np.argmax(shifts))
     return channel, shifts[channel]
-
-
-def _error_of_share(share: float, n: int) -> float:
-    return float(np.sqrt(share * (1 - share) / n))
 
 
 def _some(pictures: Pictures, rows: NDArray[np.int64]) -> Pictures:

@@ -29,7 +29,7 @@ class Pair:
         sample: [H, W, C].
         nearest: [H, W, C].
         name: of the training picture.
-        ratio: distance, over that to the 50 nearest.
+        ratio: distance, over that to the second nearest.
         is_near_copy: whether that is called a copy.
     """
 
@@ -50,7 +50,7 @@ class Exhibits:
         real: held-out pictures, as many.
         levels: of the pictures.
         value_range: of the pictures.
-        pairs: samples that are nearest to a training picture, the nearest first.
+        pairs: measure of nearness -> samples that are nearest to a training picture, the nearest first.
         histograms: per channel, shares of values of samples and of training pictures, [C, 2, bins]; None without.
         bits: the bound by noise level; None without.
     """
@@ -59,7 +59,7 @@ class Exhibits:
     real: Pictures
     levels: int | None
     value_range: tuple[float, float]
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: dict[str, list[Pair]] = field(default_factory=dict)
     histograms: NDArray[np.float64] | None = None
     bits: BitsPerDim | None = None
 

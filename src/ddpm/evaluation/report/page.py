@@ -80,6 +80,8 @@ def _row(score: Score) -> str:
 
 
 def _pictures(exhibits: Exhibits) -> str:
+    if not len(exhibits.samples):
+        return ""
     sides = "".join(
         f"<figure>\n<figcaption>{words}</figcaption>\n{_grid(exhibits, pictures)}\n</figure>\n"
         for words, pictures in (("Samples", exhibits.samples), ("Held-out pictures", exhibits.real))
@@ -97,13 +99,17 @@ def _grid(exhibits: Exhibits, pictures: Pictures) -> str:
 
 
 def _pairs(exhibits: Exhibits) -> str:
-    if not exhibits.pairs or exhibits.are_points:
+    shown = {measure: pairs for measure, pairs in exhibits.pairs.items() if pairs}
+    if not shown or exhibits.are_points:
         return ""
-    cells = "".join(_pair(exhibits, pair) for pair in exhibits.pairs)
+    rows = "".join(
+        f'<h3>By {escape(measure)}</h3>\n<div class="pairs">{"".join(_pair(exhibits, pair) for pair in pairs)}</div>\n'
+        for measure, pairs in shown.items()
+    )
     return (
         "<section>\n<h2>Nearest training pictures</h2>\n<p>Above, the samples that come nearest to a training picture; "
-        "below, that picture. The number is the distance, over the mean distance to the 50 nearest: below 0.5 counts "
-        f'as a near-copy.</p>\n<div class="pairs">{cells}</div>\n</section>'
+        "below, that picture. The number is the distance, over that to the second nearest: below a third counts as a "
+        f"near-copy.</p>\n{rows}</section>"
     )
 
 

@@ -66,6 +66,8 @@ class Report:
         measure = self.recipe["measure"]
         features = f"features: {measure['features']['name']}" if measure["features"] else "no features"
         held_out = f"{measure['held_out_pictures']:,} held-out pictures"
+        if not len(self.exhibits.samples):
+            return [f"{self.title} on {held_out} of {measure['data']}", "nothing is sampled for these scores"]
         return [
             f"{measure['samples']:,} pictures of {self.title} against {measure['reference_pictures']:,} training "
             f"pictures of {measure['data']}",

@@ -11,6 +11,7 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; letter-spacing: -.01em; }
 h2 { font-size: 1.05rem; margin: 0 0 .75rem; }
+h3 { font-size: .9rem; font-weight: 500; margin: 1rem 0 .4rem; }
 header p, section > p { color: var(--soft); margin: 0 0 1rem; max-width: 48rem; }
 section { margin-top: 2.25rem; }
 aside { background: var(--warn); border-left: 3px solid var(--warn-line); border-radius: 4px; padding: .6rem 1rem;
@@ -41,7 +42,8 @@ img { display: block; width: 100%; image-rendering: pixelated; border-radius: 2p
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 26rem)); gap: 1.25rem; }
 .plots figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem; }
 .drawn { display: grid; gap: 1rem; }
-.drawn img { image-rendering: auto; background: #fff; border-radius: 8px; }
+.drawn img { image-rendering: auto; border-radius: 8px; }
+@media (prefers-color-scheme: dark) { .drawn img { filter: invert(.88) hue-rotate(180deg); } }
 svg { display: block; width: 100%; height: auto; }
 .area { fill: var(--real); }
 .curve { fill: none; stroke: var(--accent); stroke-width: 2; vector-effect: non-scaling-stroke; }
