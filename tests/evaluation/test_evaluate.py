@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -20,8 +21,10 @@ from ddpm.data import open_store, save_png, to_image
 from ddpm.errors import ConfigError, DataError, DdpmError, ModelFileError, SamplingError
 from ddpm.evaluation import plan as plan_module
 from ddpm.evaluation import subject
+from ddpm.evaluation.copies import shrunk
+from ddpm.evaluation.extractors.features import Features, Pixels
 from ddpm.evaluation.opening import Request
-from ddpm.evaluation.plan import make_plan
+from ddpm.evaluation.plan import make_plan, report_name
 from ddpm.evaluation.report.report import Report
 from ddpm.evaluation.shards import SHARD
 from ddpm.model import Model
@@ -233,7 +236,8 @@ def test_large_pictures_without_inception_are_told_so(tmp_path: Path, monkeypatc
     np.save("all.npy", noise)
     np.save("some.npy", noise[:30])
     report = ddpm.evaluate("some.npy", "all.npy", quiet=True)
-    assert [score.name for score in report.scores] == ["colour"]
+    assert [score.name for score in report.scores] == ["near_copies", "colour"]
+    assert report.left_out["memorization by features"] == "the weights of inception are not here"
     assert report.left_out["fid"] == "the weights of inception are not here"
     with pytest.raises(DataError, match="weights of inception are not here"):
         ddpm.evaluate("some.npy", "all.npy", metrics=["fid"], quiet=True)
@@ -292,6 +296,9 @@ def test_pictures_of_another_kind_are_refused_with_the_reason() -> None:
         (["--metrics", "sfid"], "gives no spatial features"),
         (["--metrics", "kid", "-n", "19"], "it needs at least 20"),
         (["-n", "1"], "expected at least 2"),
+        (["-n", "0"], "expected at least 2"),
+        (["--features", "other.safetensors"], "'other.safetensors' cannot be read"),
+        (["--data", "rgb.npy"], "has 256 levels"),
         (["--processes", "0"], "0 processes"),
         (["--device", "tpu"], "device 'tpu' is not there"),
         (["--features", "absent.pth"], "absent.pth"),
@@ -303,6 +310,8 @@ def test_pictures_of_another_kind_are_refused_with_the_reason() -> None:
 )
 def test_rubbish_is_refused_in_one_line(words: list[str], said: str, trained: Path, capsys: Capture) -> None:
     Path("other.json").write_text("{}")
+    Path("other.safetensors").write_bytes(b"no classifier")
+    np.save("rgb.npy", np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3)).astype(np.uint8))
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", str(trained), *words])
     out, err = capsys.readouterr()
@@ -316,3 +325,76 @@ def test_a_run_folder_without_a_model_is_no_folder_of_pictures(capsys: Capture) 
     Path("run/metrics.jsonl").write_text("")
     with pytest.raises(ModelFileError, match="no model in 'run'"):
         ddpm.evaluate("run", "digits", quiet=True)
+
+
+@pytest.mark.parametrize("what", ["absent", "empty", "text.txt"])
+def test_rubbish_in_place_of_pictures_is_refused(what: str, capsys: Capture) -> None:
+    Path("empty").mkdir()
+    Path("text.txt").write_text("no picture")
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", what, "--data", "digits"])
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert f"'{what}'" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_likelihoods_sample_nothing_and_stand_beside_the_histogram(trained: Path, sampled: list[range]) -> None:
+    report = ddpm.evaluate(trained, n=4, metrics=["bits", "ode"], device="cpu", quiet=True)
+    assert sampled == []
+    assert [score.name for score in report.scores] == ["bits_per_dim", "histogram_bits_per_dim", "ode_bits_per_dim"]
+    assert all(score.error is not None and score.error > 0 for score in report.scores)
+    assert report["ode_bits_per_dim"].n == 4
+    assert report.details["ode"]["divergence_error"] > 0
+    assert "on 360 held-out pictures of digits" in report.table()
+    page = report.page()
+    assert page.count('alt="the bound"') == 2
+    assert "Nearest training" not in page
+    alone = ddpm.evaluate(trained, n=2, metrics=["ode"], device="cpu", quiet=True)
+    assert [score.name for score in alone.scores] == ["ode_bits_per_dim", "histogram_bits_per_dim"]
+
+
+def test_a_page_without_matplotlib_says_so(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ddpm.evaluate(trained, n=2, metrics=["bits"], device="cpu", quiet=True)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = report.page()
+    assert "figures need matplotlib, which is not installed" in page
+    assert "<img" not in page
+
+
+def test_a_report_of_fewer_scores_has_another_name(trained: Path) -> None:
+    def name(*metrics: str) -> str:
+        return report_name(make_plan(trained, Request(n=30, steps=2, metrics=metrics, device="cpu")))
+
+    assert name("kid", "fid") == name("fid", "kid")
+    assert len({name("kid", "fid"), name("kid"), name("fid")}) == 3
+
+
+def test_copies_are_sought_by_pixels_and_by_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Means(Pixels):
+        name = "means"
+
+        def __call__(self, pictures: Any, value_range: tuple[float, float]) -> Features:
+            return Features(super().__call__(pictures, value_range).pooled.reshape(len(pictures), 8, 8).mean(1))
+
+    store = open_store("digits", DataConfig())
+    turned = store.pictures[store.train[:30], ::-1]  # other pixels, the same means of columns
+    np.save("turned.npy", turned * 15)
+    np.save("all.npy", store.pictures * 15)
+    monkeypatch.setattr(plan_module, "load_extractor", lambda name, device: Means())
+    report = ddpm.evaluate("turned.npy", "all.npy", metrics=["memorization"], quiet=True)
+    held_out = open_store("all.npy", DataConfig()).held_out
+    in_train = 30 - len(set(held_out.tolist()) & set(store.train[:30].tolist()))
+    assert report["near_copies_features"].value * 30 >= in_train
+    assert report["near_copies"].value < 0.5
+    assert list(report.details["memorization"]) == ["pixels", "means"]
+    assert "By pixels" in report.page()
+    assert "By means" in report.page()
+
+
+def test_large_pictures_are_compared_by_means_over_areas() -> None:
+    pictures = np.arange(64 * 64 * 3, dtype=np.float32).reshape(1, 64, 64, 3)
+    rows = shrunk(pictures)
+    assert rows.shape == (1, 18 * 18 * 3)
+    assert rows.mean() == pytest.approx(pictures.mean(), rel=1e-3)
+    np.testing.assert_array_equal(shrunk(pictures[:, :4, :4]), pictures[:, :4, :4].transpose(0, 3, 1, 2).reshape(1, -1))

@@ -88,6 +88,8 @@ def make_plan(subject: Model | str | Path, request: Request, *, progress: Progre
     wanted = parse_metrics(request.metrics) if request.metrics is not None else None
     if request.processes < 1:
         raise ConfigError(f"{request.processes} processes; expected at least 1")
+    if request.n is not None and request.n < 2:
+        raise ConfigError(f"{request.n} pictures; expected at least 2, as scores are of distributions")
     if not 0 <= request.seed < 2**64:
         raise ConfigError(f"seed {request.seed}; expected 0 to 2^64 - 1")
     engine = choose_engine(request.device, request.precision)
@@ -175,8 +177,6 @@ def default_features(store: Store) -> str:
 
 
 def _count(opened: Subject, request: Request) -> int:
-    if request.n is not None and request.n < 2:
-        raise ConfigError(f"{request.n} pictures; expected at least 2, as scores are of distributions")
     if opened.pictures is None:
         return request.n or (FEW_SAMPLES if is_small(opened.store) else SAMPLES)
     if request.n is not None and request.n > len(opened.pictures):

@@ -123,9 +123,13 @@ class Report:
         Raises:
             RunError: if the file cannot be written.
         """
+        self._write(file, self.page(), "--html")
+
+    def page(self) -> str:
+        """Return the page: one HTML document that holds everything."""
         from ddpm.evaluation.report.page import page
 
-        self._write(file, page(self), "--html")
+        return page(self)
 
     def _write(self, file: Path, text: str, option: str) -> None:
         try:
