@@ -23,8 +23,8 @@ import torch
 import ddpm
 from ddpm.config import DataConfig
 from ddpm.data import Store, open_store
-from ddpm.evaluation.histogram import histogram_bits_per_dim
-from ddpm.evaluation.likelihood import bits_per_dim_of
+from ddpm.evaluation.likelihood.bound import bits_per_dim_of
+from ddpm.evaluation.likelihood.histogram import histogram_bits_per_dim
 from ddpm.files import write_text
 from ddpm.model import Model
 
@@ -72,7 +72,7 @@ def histogram(store: Store) -> dict[str, float]:
     assert store.levels is not None  # the bound is of pictures with gray levels
     train, held_out = store.pictures[store.train], store.pictures[store.held_out]
     found = histogram_bits_per_dim(train, held_out, store.levels, value_range=store.value_range)
-    return {"bits_per_dim": found.value, "standard_error": found.standard_error}
+    return {"bits_per_dim": found.value, "standard_error": found.error}
 
 
 def measure(data: str, store: Store, seed: int, variance: str, held_out: int) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def measure(data: str, store: Store, seed: int, variance: str, held_out: int) ->
         **{
             f"{when}_{name}": value
             for when, bits in found.items()
-            for name, value in (("bits_per_dim", bits.value), ("standard_error", bits.standard_error))
+            for name, value in (("bits_per_dim", bits.value), ("standard_error", bits.error))
         },
     }
 

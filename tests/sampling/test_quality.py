@@ -13,8 +13,8 @@ import pytest
 from ddpm.codec import Pictures
 from ddpm.data.progress import Progress, silent
 from ddpm.errors import SamplingError
-from ddpm.evaluation.features import Pixels
-from ddpm.evaluation.subject import spread
+from ddpm.evaluation.extractors.features import Pixels
+from ddpm.evaluation.scores.spread import spread
 from ddpm.sampling.comparing import parse_steps, plan_comparison
 from ddpm.sampling.frechet_score import FrechetScore
 from ddpm.sampling.quality import Cell, Comparison, compare, table

@@ -9,7 +9,7 @@ from ddpm.config import from_tree
 from ddpm.data import Store, open_store
 from ddpm.data.progress import ProgressFactory
 from ddpm.errors import DataError, ModelFileError, SamplingError
-from ddpm.evaluation.features import load_extractor
+from ddpm.evaluation.extractors.features import load_extractor
 from ddpm.model import Model
 from ddpm.model_file import locate
 from ddpm.sampling.frechet_score import FrechetScore

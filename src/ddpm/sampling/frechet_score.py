@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from ddpm.codec import Pictures
 from ddpm.data import Store
 from ddpm.errors import DataError
-from ddpm.evaluation.features import Extractor
-from ddpm.evaluation.frechet import frechet_distance, frechet_estimate, moments_of
-from ddpm.evaluation.subject import spread
+from ddpm.evaluation.extractors.features import Extractor
+from ddpm.evaluation.scores.frechet import frechet_distance, frechet_estimate, moments_of
+from ddpm.evaluation.scores.spread import spread
 
 _MOST_PIXELS = 1024
 _MOST_TRAINING = 10_000
