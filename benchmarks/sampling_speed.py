@@ -29,11 +29,11 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from ddpm.codec import PixelCodec
 from ddpm.config import NetworkConfig, SamplingConfig
 from ddpm.diffusion import make_schedule
+from ddpm.engine import Engine, choose_engine
 from ddpm.files import write_text
 from ddpm.model import Model
 from ddpm.networks import build_network
 from ddpm.sampling import forecast, make_pictures
-from ddpm.training.engine import Engine, choose_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "networks"))
 from test_unet_parity import HO, copy_unet

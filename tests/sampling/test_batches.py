@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm.engine import Engine
 from ddpm.errors import SamplingError
 from ddpm.model import Model
 from ddpm.sampling import forecast, make_pictures, parse_numbers
 from ddpm.sampling.batches import Forecast, count_evaluations
-from ddpm.training.engine import Engine
 
 
 def engine(precision: str) -> Engine:

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from ddpm.codec import PixelCodec
+from ddpm.engine import choose_engine
 from ddpm.errors import SamplingError
 from ddpm.model import Model
 from ddpm.sampling import Film, make_pictures, render_frames, render_strip, save_film
 from ddpm.sampling.films import check_film
-from ddpm.training.engine import choose_engine
 
 
 def recorded(trained: Path, steps: int, batch_size: int, count: int = 7) -> tuple[Model, Film, np.ndarray]:

@@ -16,6 +16,7 @@ from tiny_runs import differing, metric_lines, only, tiny_plan, train_all
 import ddpm.training.evaluate
 from ddpm.config import ObjectiveConfig, merge
 from ddpm.diffusion.schedules import make_schedule
+from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, DdpmError, ModelFileError, RunError
 from ddpm.model import Model
 from ddpm.networks import build_network
@@ -28,7 +29,6 @@ from ddpm.training.distill import (
     sha256_of,
     student_network,
 )
-from ddpm.training.engine import choose_engine
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Finished, Previewed
 from ddpm.training.loop import StepReport

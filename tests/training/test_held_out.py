@@ -10,8 +10,8 @@ from torch import nn
 
 from ddpm.config import ObjectiveConfig
 from ddpm.diffusion.schedules import make_schedule
+from ddpm.engine import Engine
 from ddpm.networks import build_network
-from ddpm.training.engine import Engine
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.loop import Objective
 from ddpm.training.metrics import NOISE_RANGES, noise_range

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ddpm.codec import PixelCodec
 from ddpm.config import NetworkConfig, ObjectiveConfig, TrainingConfig
 from ddpm.diffusion.schedules import make_schedule
+from ddpm.engine import Engine
 from ddpm.errors import TrainingError
 from ddpm.networks import build_unet
 from ddpm.training.batches import Batch, BatchSource
 from ddpm.training.ema import Ema
-from ddpm.training.engine import Engine
 from ddpm.training.loop import (
     MAX_SKIPPED_IN_A_ROW,
     Objective,

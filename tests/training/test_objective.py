@@ -14,10 +14,10 @@ from ddpm.data.sources.embedded import digits
 from ddpm.diffusion import process
 from ddpm.diffusion.denoiser import Parameterization
 from ddpm.diffusion.schedules import make_schedule
+from ddpm.engine import Engine
 from ddpm.networks import build_network, build_unet
 from ddpm.training.batches import Batch, BatchSource
 from ddpm.training.ema import Ema
-from ddpm.training.engine import Engine
 from ddpm.training.importance import LossHistory
 from ddpm.training.loop import Objective, TrainState, make_optimizer, train_steps
 

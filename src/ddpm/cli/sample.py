@@ -113,10 +113,10 @@ def plan(
     assignments: tuple[str, ...],
 ) -> Job:
     """Return the job that the options describe; nothing is written yet."""
+    from ddpm.engine import choose_engine
     from ddpm.model import Model
     from ddpm.model_file import locate
     from ddpm.sampling.job import Job, default_folder, with_options
-    from ddpm.training.engine import choose_engine
 
     file = locate(path)
     engine = choose_engine(how.device, how.precision)
@@ -127,11 +127,11 @@ def plan(
 
 def sample_again(picture: Path, given: Path | None, how: How) -> None:
     """Make a picture again from the recipe inside it, and say how close it came."""
+    from ddpm.engine import choose_engine
     from ddpm.model import Model
     from ddpm.sampling import read_recipe
     from ddpm.sampling.job import Job, difference, run_job, sampling_of
     from ddpm.terminal import bar, say
-    from ddpm.training.engine import choose_engine
 
     recipe = read_recipe(picture)
     file = recipe.find_model(picture, given)

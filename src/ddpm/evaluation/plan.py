@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm.data import ProgressFactory, Store
+from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, DdpmError
 from ddpm.evaluation.extractors.features import Extractor, load_extractor
 from ddpm.evaluation.metrics import FEATURE_METRICS, LIKELIHOODS, METRICS, SEED, parse_metrics
@@ -24,7 +25,6 @@ from ddpm.evaluation.scores.spread import spread
 from ddpm.evaluation.shards import Job, digest, work_root
 from ddpm.evaluation.subject import PictureSource, Place, Sampled, Stored, scale_of
 from ddpm.model import Model
-from ddpm.training.engine import choose_engine
 from ddpm.version import __version__
 
 FEW_SAMPLES, SAMPLES = 1000, 2048

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ddpm.codec import Pictures
 from ddpm.diffusion.samplers import SampleStep
+from ddpm.engine import Engine
 from ddpm.errors import SamplingError
 from ddpm.model import Model
-from ddpm.training.engine import Engine
 
 OnStep = Callable[[Sequence[int], SampleStep], object]
 """``(numbers of the batch's pictures, step) -> ...``, called after each step of each batch."""

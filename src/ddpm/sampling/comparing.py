@@ -8,6 +8,7 @@ from pathlib import Path
 from ddpm.config import from_tree
 from ddpm.data import Store, open_store
 from ddpm.data.progress import ProgressFactory
+from ddpm.engine import choose_engine
 from ddpm.errors import DataError, ModelFileError, SamplingError
 from ddpm.evaluation.extractors.features import load_extractor
 from ddpm.model import Model
@@ -16,7 +17,6 @@ from ddpm.sampling.frechet_score import FrechetScore
 from ddpm.sampling.job import with_options
 from ddpm.sampling.quality import Comparison, read_cells
 from ddpm.sampling.recipe import file_sha256
-from ddpm.training.engine import choose_engine
 from ddpm.version import __version__
 
 USUAL = ("dpm_solver_pp", "unipc", "heun", "ddim", "ddpm")

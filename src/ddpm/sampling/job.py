@@ -18,13 +18,13 @@ from ddpm.data import render_grid, save_png, to_image
 from ddpm.data.pictures import save_tiff
 from ddpm.data.progress import ProgressFactory
 from ddpm.diffusion.samplers import SAMPLERS
+from ddpm.engine import Engine
 from ddpm.errors import RunError, SamplingError
 from ddpm.files import write_atomically, write_text
 from ddpm.model import Model
 from ddpm.sampling.batches import Forecast, forecast, make_pictures
 from ddpm.sampling.films import Film, FilmKind, check_film, save_film
 from ddpm.sampling.recipe import TEXT_KEY, Recipe, recipe_of
-from ddpm.training.engine import Engine
 
 Format = Literal["png", "tiff", "npy"]
 

@@ -14,11 +14,11 @@ from torch import nn
 
 from ddpm.codec import Pictures
 from ddpm.data.progress import ProgressFactory
+from ddpm.engine import Engine
 from ddpm.errors import RunError, SamplingError
 from ddpm.files import write_atomically, write_text
 from ddpm.model import Model
 from ddpm.sampling.batches import forecast, make_pictures
-from ddpm.training.engine import Engine
 
 
 class Score(Protocol):

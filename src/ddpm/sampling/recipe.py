@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
+from ddpm.engine import Engine
 from ddpm.errors import SamplingError
 from ddpm.model import Model
 from ddpm.model_file import locate
-from ddpm.training.engine import Engine
 from ddpm.version import __version__
 
 TEXT_KEY = "ddpm"

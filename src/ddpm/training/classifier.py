@@ -16,12 +16,12 @@ from torch.nn import functional
 from ddpm.classifier import Accuracy, Classifier, build_classifier_network
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.process import q_sample
+from ddpm.engine import Engine, choose_engine
 from ddpm.errors import TrainingError
 from ddpm.networks.classifier import HalfUNet
 from ddpm.training.batches import Batch, BatchSource, prefetched
 from ddpm.training.classifier_plan import ClassifierPlan
 from ddpm.training.ema import Ema
-from ddpm.training.engine import Engine, choose_engine
 from ddpm.training.interrupts import Interrupts
 from ddpm.training.loop import MAX_SKIPPED_IN_A_ROW, learning_rate, make_optimizer
 from ddpm.training.run_folder import explained_disk_errors

@@ -18,10 +18,10 @@ from ddpm.codec import PixelCodec
 from ddpm.config import MIN_SIZE, ClassifierConfig, ScheduleName, explain, merge
 from ddpm.data import ProgressFactory, Store, open_store
 from ddpm.diffusion.schedules import NoiseSchedule, make_schedule
+from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, RunError, nearest
 from ddpm.model_file import read_model_file
 from ddpm.presets import default_preset
-from ddpm.training.engine import choose_engine
 from ddpm.training.plan import default_out
 
 LEAST_A_CLASS = 5

@@ -28,12 +28,12 @@ from ddpm.diffusion.distillation import (
 from ddpm.diffusion.objectives import Losses
 from ddpm.diffusion.samplers import CLEAN, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
+from ddpm.engine import Engine, choose_engine
 from ddpm.errors import ConfigError, DataError
 from ddpm.model import Model
 from ddpm.model_file import MODEL_NAME, locate
 from ddpm.networks import build_network
 from ddpm.training.batches import Batch
-from ddpm.training.engine import Engine, choose_engine
 from ddpm.training.loop import Objective
 from ddpm.training.plan import Plan
 from ddpm.training.run_folder import RunFolder

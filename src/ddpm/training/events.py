@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from ddpm.training.engine import Engine
+from ddpm.engine import Engine
 from ddpm.training.loop import StepReport
 from ddpm.training.scoring import SampleScore
 from ddpm.training.status import Evaluation, Status

@@ -16,10 +16,10 @@ from ddpm.diffusion import process
 from ddpm.diffusion.denoiser import to_prediction, with_estimate
 from ddpm.diffusion.objectives import Losses, Noised, concatenated, training_losses
 from ddpm.diffusion.schedules import NoiseSchedule
+from ddpm.engine import Engine
 from ddpm.errors import TrainingError
 from ddpm.training.batches import Batch
 from ddpm.training.ema import Ema
-from ddpm.training.engine import Engine
 from ddpm.training.importance import LossHistory
 
 MAX_SKIPPED_IN_A_ROW = 10

@@ -16,11 +16,11 @@ from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import make_schedule
+from ddpm.engine import Engine, choose_engine
 from ddpm.errors import ConfigError
 from ddpm.model import Model
 from ddpm.networks import build_network
 from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
-from ddpm.training.engine import Engine, choose_engine
 from ddpm.training.loop import Objective
 from ddpm.training.run_folder import RunFolder
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ddpm.data import render_grid, save_png
+from ddpm.engine import Engine
 from ddpm.model import Model
-from ddpm.training.engine import Engine
 
 _STEPS = 20  # a preview shows progress, and must not cost more than some training steps
 

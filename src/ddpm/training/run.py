@@ -9,10 +9,10 @@ from contextlib import ExitStack, closing
 
 import torch
 
+from ddpm.engine import Engine
 from ddpm.errors import ConfigError, TrainingError
 from ddpm.files import write_text
 from ddpm.training.batches import prefetched
-from ddpm.training.engine import Engine
 from ddpm.training.events import Event, Finished, Notice, Started
 from ddpm.training.interrupts import Interrupts
 from ddpm.training.loop import StepReport, train_steps

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from ddpm.config import from_tree, to_tree
+from ddpm.engine import Engine, choose_engine, engine_of, without_kernels
 from ddpm.errors import DataError, RunError, SamplingError, TrainingError
 from ddpm.model import Model
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ddpm.training.ema import Ema
-from ddpm.training.engine import Engine, choose_engine, engine_of, without_kernels
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Notice, Previewed, Saved, Scored
 from ddpm.training.importance import LossHistory

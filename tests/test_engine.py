@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddpm.training.engine import Engine, engine_of, fast_bfloat16_in
+from ddpm.engine import Engine, engine_of, fast_bfloat16_in
 
 
 @pytest.mark.parametrize(
