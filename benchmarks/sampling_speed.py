@@ -27,13 +27,14 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 from ddpm.codec import PixelCodec
-from ddpm.config import NetworkConfig, SamplingConfig
+from ddpm.config import NetworkConfig
 from ddpm.diffusion import make_schedule
 from ddpm.engine import Engine, choose_engine
 from ddpm.files import write_text
 from ddpm.model import Model
 from ddpm.networks import build_network
 from ddpm.sampling import forecast, make_pictures
+from ddpm.sampling_config import SamplingConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "networks"))
 from test_unet_parity import HO, copy_unet

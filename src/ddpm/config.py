@@ -9,35 +9,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ddpm.errors import ConfigError, nearest
+from ddpm.sampling_config import SamplingConfig, Variance
+from ddpm.section import Section
 
 ScheduleName = Literal["linear", "cosine", "exponential", "quadratic", "sigmoid", "constant"]
 Parameterization = Literal["eps", "x_0", "v", "mu"]
-SamplerName = Literal[
-    "dpm_solver_pp",
-    "dpm_solver_pp_2s",
-    "dpm_solver_pp_3m",
-    "dpm_solver_pp_sde",
-    "unipc",
-    "deis",
-    "heun",
-    "euler",
-    "ddim",
-    "ddpm",
-    "pndm",
-    "lms",
-    "langevin",
-    "predictor_corrector",
-    "adaptive",
-]
-Spacing = Literal["trailing", "leading", "linspace", "quadratic", "log_snr", "karras"]
-Variance = Literal["fixed_large", "fixed_small", "learned"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Score = Literal["loss", "frechet", "kernel"]
 Channels = Literal["auto", "gray", "rgb", "rgba"]
@@ -45,12 +27,6 @@ Fit = Literal["crop", "pad", "stretch"]
 
 MIN_SIZE = 4
 """Smallest height or width, in pixels, of a picture that a network can be trained on."""
-
-
-class Section(BaseModel):
-    """One branch of the configuration tree."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ScheduleConfig(Section):
@@ -208,31 +184,6 @@ class TrainingConfig(Section):
         "auto", description="auto: also stop when training diverges or overfits beyond repair"
     )
     tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
-
-
-class SamplingConfig(Section):
-    """What `ddpm sample` does when nothing else is asked for; stored in the model as its recommendation."""
-
-    sampler: SamplerName = "dpm_solver_pp"
-    steps: int = Field(20, ge=1, description="sampling steps")
-    spacing: Spacing | None = Field(None, description="of the times that are visited; none: what suits the sampler")
-    eta: float = Field(0.0, ge=0.0, le=1.0, description="DDIM's share of fresh noise: 0 deterministic, 1 ancestral")
-    variance: Variance | None = Field(
-        None, description="variance of the ancestral sampler; none: the one that the model was trained with"
-    )
-    clip: bool = Field(True, description="clip the denoised estimate to the range of the data")
-    timesteps: tuple[Annotated[float, Field(ge=0.0)], ...] | None = Field(
-        None, min_length=1, description="the very times that are visited, decreasing; none: spread evenly"
-    )
-
-    @model_validator(mode="after")
-    def _timesteps_fit(self) -> SamplingConfig:
-        times = self.timesteps
-        if times is not None and len(times) != self.steps:
-            raise ValueError(f"steps is {self.steps}, but timesteps names {len(times)}")
-        if times is not None and any(s >= t for t, s in pairwise(times)):
-            raise ValueError(f"timesteps are {list(times)}; expected each to be smaller than the one before")
-        return self
 
 
 class DistillationConfig(Section):

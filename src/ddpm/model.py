@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from ddpm.codec import Pictures, PixelCodec
-from ddpm.config import MIN_SIZE, NetworkConfig, SamplingConfig, Variance, explain
+from ddpm.config import MIN_SIZE, NetworkConfig, explain
 from ddpm.diffusion.denoiser import Denoiser, Parameterization, clipped, network_denoiser
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
@@ -23,8 +23,11 @@ from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import ConfigError, ModelFileError, SamplingError, nearest
 from ddpm.model_file import read_model_file, write_model_file
 from ddpm.networks import build_network
+from ddpm.sampling_config import SamplingConfig, Variance
 
 OnStep = Callable[[SampleStep], object]
+
+_KNOWN = ", ".join(SAMPLERS)
 
 _VALUES_A_BATCH = 2**18
 """Pixel values sampled at once by default: 64 pictures of 3x32x32 and a bit; keeps activations under about 2 GiB."""
@@ -70,6 +73,11 @@ class Model:
         """How many numbers the network holds."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it was made for its own few times, and is right at no others."""
+        return "distilled_from" in self.provenance
+
     def to(self, device: torch.device | str) -> Model:
         """Move the network to a device, and return the model."""
         self.network.to(device)
@@ -91,17 +99,20 @@ class Model:
     def with_sampling(self, **changes: Any) -> Model:
         """Return the model with some fields of its sampling advice replaced; a value of None changes nothing.
 
+        Another sampler begins with its own spacing and options; another number of steps, without explicit times.
+
         Raises:
-            SamplingError: for a field or a value that is not valid.
+            SamplingError: for a field or a value that is not valid, or an option that the sampler does not take.
         """
         wanted = {key: value for key, value in changes.items() if value is not None}
-        if "sampler" in wanted and wanted["sampler"] not in SAMPLERS:
-            name = str(wanted["sampler"])
-            raise SamplingError(f"unknown sampler '{name}'{nearest(name, SAMPLERS)}; known are {', '.join(SAMPLERS)}")
+        name = wanted.get("sampler", self.sampling.sampler)
+        if not isinstance(name, str) or name not in SAMPLERS:
+            raise SamplingError(f"unknown sampler '{name}'{nearest(str(name), SAMPLERS)}; known are {_KNOWN}")
         if wanted.get("steps", self.sampling.steps) != self.sampling.steps:
             wanted.setdefault("timesteps", None)  # explicit times are of one number of steps
+        tree = {**self.sampling.for_sampler(name).model_dump(), **wanted}
         try:
-            sampling = SamplingConfig.model_validate({**self.sampling.model_dump(), **wanted})
+            sampling = SamplingConfig.model_validate_json(json.dumps(tree))  # as from a file: a list may be a tuple
         except ValidationError as error:
             raise SamplingError(explain(error, "sampling")) from error
         return replace(self, sampling=sampling)
@@ -113,9 +124,14 @@ class Model:
         """
         height, width, channels = self.picture_shape
         noise = NoiseSource(seed, pictures, (channels, height, width), device=self.device)
-        advice = self.sampling.model_copy(update={"variance": self.sampling.variance or self.variance})
-        sampler = SAMPLERS[advice.sampler]
-        options = {name: value for name in sampler.options if (value := getattr(advice, name, None)) is not None}
+        advice = self.sampling
+        sampler, options = SAMPLERS[advice.sampler], advice.options()
+        if "variance" in sampler.options:
+            options = {"variance": self.variance, **options}
+        if options.get("variance") == "learned" != self.variance:
+            raise SamplingError(
+                f"variance 'learned', but this model's variance is {self.variance}; use 'fixed_large' or 'fixed_small'"
+            )
         return sampler.run(
             self.denoiser(clip=advice.clip),
             self.schedule,
@@ -166,7 +182,7 @@ class Model:
             raise SamplingError(f"seed {seed}; expected 0 to 2^64 - 1")
         if batch_size is not None and batch_size < 1:
             raise SamplingError(f"batch size {batch_size}; expected at least 1")
-        spaced_timesteps(self.sampling.steps, self.schedule)
+        self.sample_steps([])  # no picture, and no step: it refuses steps, times and options
         size = batch_size or max(1, _VALUES_A_BATCH // math.prod(self.picture_shape))
         return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
@@ -201,7 +217,7 @@ class Model:
                 "dtype": self.codec.dtype,
             },
             "picture_shape": list(self.picture_shape),
-            "sampling": json.loads(self.sampling.model_dump_json()),
+            "sampling": self.sampling.as_tree(),
             "provenance": self.provenance,
         }
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}

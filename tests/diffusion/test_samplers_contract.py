@@ -18,7 +18,7 @@ from sampler_cases import (
 )
 from torch import Tensor
 
-from ddpm import config
+from ddpm import sampling_config
 from ddpm.diffusion.analytic import PointDenoiser
 from ddpm.diffusion.denoiser import Denoiser, Prediction
 from ddpm.diffusion.noise import NoiseSource
@@ -29,8 +29,14 @@ from ddpm.errors import SamplingError
 
 
 def test_the_configuration_knows_the_same_samplers() -> None:
-    assert get_args(config.SamplerName) == tuple(SAMPLERS)
-    assert config.SamplingConfig().sampler == next(iter(SAMPLERS))
+    assert get_args(sampling_config.SamplerName) == tuple(SAMPLERS)
+    assert sampling_config.SamplingConfig().sampler == next(iter(SAMPLERS))
+
+
+@every_sampler
+def test_the_configuration_knows_the_same_options(name: sampling_config.SamplerName) -> None:
+    assert sampling_config.SAMPLER_OPTIONS[name] == SAMPLERS[name].options
+    assert set(SAMPLERS[name].options) <= sampling_config.SamplingConfig.model_fields.keys()
 
 
 @every_sampler

@@ -13,9 +13,12 @@ def compare_samplers(
     /,
     *,
     samplers: Annotated[
-        str | None, arg(metavar="A,B,...", help="by default the model's own, and the usual ones beside it")
+        str | None, arg(metavar="A,B,...", help="as for `ddpm sample`; by default the model's own, and the usual ones")
     ] = None,
-    steps: Annotated[str, arg(metavar="N,M,...", help="numbers of steps")] = "5,10,20,50",
+    steps: Annotated[
+        str | None,
+        arg(metavar="N,M,...", help="numbers of steps; by default 5,10,20,50, or a distilled model's own"),
+    ] = None,
     number: Annotated[int, arg(aliases=["-n"], metavar="N", help="how many pictures a cell")] = 1000,
     seed: Annotated[int, arg(metavar="S", help="decides the pictures")] = 0,
     data: Annotated[

@@ -47,7 +47,7 @@ def evaluate(
         str | None, arg(metavar="S|HxW", help="with pictures: the size at which the data are read, if not their own")
     ] = None,
     sampler: Annotated[
-        str | None, arg(metavar="NAME", help="ddim or ddpm; by default what the model recommends")
+        str | None, arg(metavar="NAME", help="as for `ddpm sample`; by default what the model recommends")
     ] = None,
     steps: Annotated[int | None, arg(metavar="N", help="sampling steps; by default what the model recommends")] = None,
     seed: Annotated[int, arg(metavar="S", help="decides the samples")] = 0,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from tyro.conf import Positional, UseAppendAction, arg
+
+from ddpm.sampling_config import SamplerName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +26,14 @@ def sample(
     pictures: Annotated[
         str | None, arg(metavar="NUMBERS", help="instead of -n: the pictures of these numbers, such as 3,17,40-50")
     ] = None,
-    sampler: Annotated[str | None, arg(metavar="NAME", help="by default what the model recommends")] = None,
+    sampler: Annotated[
+        str | None,
+        arg(metavar="NAME", help=f"{', '.join(get_args(SamplerName))}; by default what the model recommends"),
+    ] = None,
     steps: Annotated[int | None, arg(metavar="N", help="sampling steps; by default what the model recommends")] = None,
     set: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="an option of the sampler, such as eta=0.5")
+        UseAppendAction[tuple[str, ...]],
+        arg(metavar="KEY=VALUE", help="an option, such as churn=40 of heun, or spacing=karras"),
     ] = (),
     seed: Annotated[
         int, arg(metavar="S", help="decides the pictures: picture i is the same in any number and batch")
@@ -116,11 +122,15 @@ def plan(
     from ddpm.engine import choose_engine
     from ddpm.model import Model
     from ddpm.model_file import locate
-    from ddpm.sampling.job import Job, default_folder, with_options
+    from ddpm.sampling.job import Job, default_folder, misuse, with_options
+    from ddpm.terminal import say
 
     file = locate(path)
     engine = choose_engine(how.device, how.precision)
-    model = with_options(Model.load(file, device=engine.device), sampler=sampler, steps=steps, assignments=assignments)
+    loaded = Model.load(file, device=engine.device)
+    model = with_options(loaded, sampler=sampler, steps=steps, assignments=assignments)
+    if warning := misuse(loaded, model):
+        say(warning)
     folder = how.out if how.out is not None else default_folder(file, model, seed, assignments)
     return Job(model, file, numbers, seed, engine, folder, how.batch_size, how.format, how.film)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +88,7 @@ def _open_model(subject: Model | str | Path, request: Request, progress: Progres
         )
     _refuse_other_shape(name, model.picture_shape, store)
     same = store.fingerprint == provenance.get("data_fingerprint")
-    sampling = json.loads(model.sampling.model_dump_json())
+    sampling = model.sampling.as_tree()
     recipe = {
         "kind": "model",
         "model": "in memory" if isinstance(subject, Model) else str(subject),

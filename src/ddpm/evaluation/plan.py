@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -190,7 +189,7 @@ def _source(opened: Subject, request: Request, precision: str, count: int) -> Pi
         path = opened.places.get("model")
         return Sampled(
             model=path if elsewhere and isinstance(path, Path) else opened.model,
-            sampling=json.loads(opened.model.sampling.model_dump_json()),
+            sampling=opened.model.sampling.as_tree(),
             fingerprint=opened.recipe["model_fingerprint"],
             seed=request.seed,
             precision=precision,

@@ -22,12 +22,15 @@ from ddpm.version import __version__
 USUAL = ("dpm_solver_pp", "unipc", "heun", "ddim", "ddpm")
 """Samplers that are compared when none are named."""
 
+USUAL_STEPS = (5, 10, 20, 50)
+"""Numbers of steps that are compared when none are named."""
+
 
 def plan_comparison(
     path: Path,
     *,
     samplers: Sequence[str] | None,
-    steps: str,
+    steps: str | None,
     count: int,
     seed: int,
     data: str | None,
@@ -46,11 +49,10 @@ def plan_comparison(
     source = locate(path)
     engine = choose_engine(device)
     model = Model.load(source, device=engine.device)
-    names = samplers or tuple(dict.fromkeys((model.sampling.sampler, *USUAL)))
     models = [
         with_options(model, sampler=name, steps=number, assignments=())
-        for name in names
-        for number in parse_steps(steps)
+        for name in samplers or _usual_samplers(model)
+        for number in (_usual_steps(model) if steps is None else parse_steps(steps))
     ]
     for each in models:
         each.sampling_batches(count, seed=seed)
@@ -70,6 +72,18 @@ def plan_comparison(
     results = file if file is not None else source.parent / f"{source.stem}-samplers.json"
     read_cells(results, conditions)
     return Comparison(models, conditions, count, seed, engine, FrechetScore(store, count, extractor), results)
+
+
+def _usual_samplers(model: Model) -> tuple[str, ...]:
+    own = model.sampling.sampler
+    return (own,) if model.is_distilled else tuple(dict.fromkeys((own, *USUAL)))
+
+
+def _usual_steps(model: Model) -> list[int]:
+    """Return what a distilled model was made for, or the usual numbers of steps, as far as the schedule goes."""
+    if model.is_distilled:
+        return [model.sampling.steps]
+    return [steps for steps in USUAL_STEPS if steps <= len(model.schedule)] or [len(model.schedule)]
 
 
 def parse_steps(text: str) -> list[int]:

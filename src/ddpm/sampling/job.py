@@ -13,11 +13,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ddpm.codec import Pictures
-from ddpm.config import SamplingConfig, explain, parse_assignments
+from ddpm.config import explain, parse_assignments
 from ddpm.data import render_grid, save_png, to_image
 from ddpm.data.pictures import save_tiff
 from ddpm.data.progress import ProgressFactory
-from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.engine import Engine
 from ddpm.errors import RunError, SamplingError
 from ddpm.files import write_atomically, write_text
@@ -25,6 +24,7 @@ from ddpm.model import Model
 from ddpm.sampling.batches import Forecast, forecast, make_pictures
 from ddpm.sampling.films import Film, FilmKind, check_film, save_film
 from ddpm.sampling.recipe import TEXT_KEY, Recipe, recipe_of
+from ddpm.sampling_config import SamplingConfig
 
 Format = Literal["png", "tiff", "npy"]
 
@@ -86,27 +86,25 @@ def with_options(model: Model, *, sampler: str | None, steps: int | None, assign
         ConfigError: for an unknown option.
     """
     tree = parse_assignments([f"sampling.{item.strip().removeprefix('sampling.')}" for item in assignments])
-    options: dict[str, Any] = dict(tree.get("sampling", {}))
     asked = {"sampler": sampler, "steps": steps}
-    changed = model.with_sampling(**{**options, **{key: value for key, value in asked.items() if value is not None}})
-    name = changed.sampling.sampler
-    for key in options:
-        takes = options_of(name)
-        if key in _ALL_OPTIONS and key not in takes:
-            raise SamplingError(
-                f"sampler '{name}' takes no option '{key}'; it takes {', '.join(sorted(takes)) or 'none'}"
-            )
-    return changed
+    return model.with_sampling(
+        **{**tree.get("sampling", {}), **{key: value for key, value in asked.items() if value is not None}}
+    )
 
 
-def options_of(sampler: str) -> frozenset[str]:
-    """Return the names of the options that only some samplers take, and this one does."""
-    return frozenset(SAMPLERS[sampler].options) & _ALL_OPTIONS
-
-
-_ALL_OPTIONS = frozenset(SamplingConfig.model_fields) & frozenset(
-    name for entry in SAMPLERS.values() for name in entry.options
-)
+def misuse(model: Model, changed: Model) -> str | None:
+    """Return what is wrong with another sampler, or other times, for a distilled model; none for any other model."""
+    own, asked = model.sampling, changed.sampling
+    if not model.is_distilled or (own.sampler, own.timesteps, own.options()) == (
+        asked.sampler,
+        asked.timesteps,
+        asked.options(),
+    ):
+        return None
+    return (
+        f"this model was distilled for {own.sampler} at its own {own.steps} times; {asked.sampler} in {asked.steps} "
+        "steps is not what it has learned: expect worse pictures"
+    )
 
 
 def sampling_of(recipe: Recipe) -> SamplingConfig:

@@ -106,7 +106,7 @@ def recipe_of(model: Model, file: Path, folder: Path, *, seed: int, engine: Engi
     return Recipe(
         picture=0,
         seed=seed,
-        sampling=json.loads(model.sampling.model_dump_json()),
+        sampling=model.sampling.as_tree(),
         model=Path(relative).as_posix(),
         model_sha256=file_sha256(file),
         step=model.provenance.get("step"),

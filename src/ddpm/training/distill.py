@@ -193,8 +193,13 @@ def make_distillation_plan(
     teacher = Model.load(file)
     _refuse_distilled(file, teacher)
     chosen = _student_tree(teacher, _student_times(steps, teacher.schedule))
-    known = {**_base_tree(teacher), "objective": {}, "training": {}}
+    known = {**_base_tree(teacher), "objective": {}, "training": {}, "sampling": {}}
     config = from_tree(merge(merge(known, chosen), overrides))
+    if config.sampling.options() != {"eta": 0.0}:
+        raise ConfigError(
+            f"sampling.sampler is '{config.sampling.sampler}' with {config.sampling.options()}; a distilled model "
+            "learns the steps of ddim without fresh noise, and is right with no others"
+        )
     section = {
         "method": method,
         "teacher": str(file),
@@ -248,7 +253,7 @@ def _student_times(steps: int, schedule: NoiseSchedule) -> list[float]:
 
 
 def _refuse_distilled(file: Path, teacher: Model) -> None:
-    if teacher.sampling.timesteps is not None:
+    if teacher.is_distilled:
         raise ConfigError(
             f"'{file}' is itself distilled, to {teacher.sampling.steps} steps, and is right at no other times; "
             "distill the model that it comes from"
@@ -290,7 +295,6 @@ def _student_tree(teacher: Model, timesteps: list[float]) -> dict[str, Any]:
             "sampler": "ddim",
             "steps": len(timesteps),
             "timesteps": timesteps,
-            "eta": 0.0,
             "clip": teacher.sampling.clip,
         },
     }
