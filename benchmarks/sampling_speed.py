@@ -25,6 +25,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from peers import HO, copy_unet
 
 from ddpm.codec import PixelCodec
 from ddpm.config import NetworkConfig
@@ -35,9 +36,6 @@ from ddpm.model import Model
 from ddpm.networks import build_network
 from ddpm.sampling import forecast, make_pictures
 from ddpm.sampling_config import SamplingConfig
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "networks"))
-from test_unet_parity import HO, copy_unet
 
 NETWORK = NetworkConfig(base_channels=128, channel_multipliers=(1, 2, 2, 2), blocks_per_level=2, attention_levels=(1,))
 GOALS = {"best to best": "at least 1.5", "best to default": "at least 5"}

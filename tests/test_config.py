@@ -231,11 +231,8 @@ def test_objectives_that_make_no_sense_are_refused(choices: dict[str, Any], mess
 
 def test_sampling_with_a_variance_that_is_not_learned_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"is 'learned', but objective\.variance is 'fixed_large'; set"):
-        from_tree({"sampling": {"sampler": "ddpm", "variance": "learned"}})
-    learned = {
-        "objective": {"loss": "hybrid", "variance": "learned"},
-        "sampling": {"sampler": "ddpm", "variance": "learned"},
-    }
+        from_tree({"sampling": {"variance": "learned"}})
+    learned = {"objective": {"loss": "hybrid", "variance": "learned"}, "sampling": {"variance": "learned"}}
     assert from_tree(learned).sampling.variance == "learned"
 
 

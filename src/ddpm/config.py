@@ -227,6 +227,12 @@ class Config(Section):
                 f"sampling.steps is {self.sampling.steps}, more than schedule.num_timesteps "
                 f"({self.schedule.num_timesteps})"
             )
+        times = self.sampling.timesteps
+        if times is not None and times[0] > self.schedule.num_timesteps - 1:
+            raise ValueError(
+                f"sampling.timesteps begins at {times[0]:g}; expected at most {self.schedule.num_timesteps - 1}, the "
+                "last timestep of training"
+            )
         return self
 
 

@@ -235,7 +235,8 @@ class Model:
         try:
             model = _from_parts(description, tensors)
         except (ConfigError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            first = explain(error) if isinstance(error, ValidationError) else str(error)
+            reason = first.splitlines()[0] if first else type(error).__name__
             raise ModelFileError(f"'{path}' describes no valid model: {type(error).__name__}: {reason}") from error
         return model.to(device)
 

@@ -54,7 +54,13 @@ SAMPLER_OPTIONS: dict[SamplerName, tuple[str, ...]] = {
 }
 """The options of `SamplingConfig` that each sampler takes: the keyword arguments of its function."""
 
-ALL_OPTIONS = frozenset(name for taken in SAMPLER_OPTIONS.values() for name in taken)
+_PRIVATE = frozenset(name for taken in SAMPLER_OPTIONS.values() for name in taken) - {"variance"}
+"""Options that mean something to their samplers alone; the variance also says which reverse process a bound is of."""
+
+
+def not_taken(sampler: SamplerName, option: str) -> str:
+    """Return the sentence that refuses an option."""
+    return f"sampler '{sampler}' takes no option '{option}'; it takes {', '.join(SAMPLER_OPTIONS[sampler]) or 'none'}"
 
 
 class SamplingConfig(Section):
@@ -98,11 +104,9 @@ class SamplingConfig(Section):
     @model_validator(mode="after")
     def _sampler_takes_the_options(self) -> SamplingConfig:
         taken = SAMPLER_OPTIONS[self.sampler]
-        for name in sorted(ALL_OPTIONS.difference(taken)):
+        for name in sorted(_PRIVATE.difference(taken)):
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"sampler '{self.sampler}' takes no option '{name}'; it takes {', '.join(taken) or 'none'}"
-                )
+                raise ValueError(not_taken(self.sampler, name))
         return self
 
     def options(self) -> dict[str, Any]:
@@ -114,11 +118,11 @@ class SamplingConfig(Section):
         """Return the advice for another sampler: spacing and options were chosen for this one, and do not go along."""
         if name == self.sampler:
             return self
-        own = {key: type(self).model_fields[key].default for key in (*ALL_OPTIONS, "spacing")}
+        own = {key: type(self).model_fields[key].default for key in (*_PRIVATE, "spacing")}
         return self.model_copy(update={**own, "sampler": name})
 
     def as_tree(self) -> dict[str, Any]:
         """Return what is set, as plain JSON values; what other samplers take is left out."""
         tree: dict[str, Any] = json.loads(self.model_dump_json(exclude_none=True))
-        foreign = ALL_OPTIONS.difference(SAMPLER_OPTIONS[self.sampler])
+        foreign = _PRIVATE.difference(SAMPLER_OPTIONS[self.sampler])
         return {key: value for key, value in tree.items() if key not in foreign}

@@ -165,7 +165,7 @@ def test_the_times_of_a_batch_are_the_students_own(teacher: Path, tmp_path: Path
     assert steps == [(9, -1, -1), (19, 9, -1), (29, 19, 19), (39, 29, 19), (49, 39, 39), (59, 49, 39)]
 
 
-@pytest.mark.parametrize(("own", "share"), [("v", 0.9), ("eps", 0.7)])
+@pytest.mark.parametrize(("own", "share"), [("v", 0.9), pytest.param("eps", 0.7, marks=pytest.mark.slow)])
 def test_the_student_learns(teacher: Path, tmp_path: Path, own: Any, share: float) -> None:
     path = changed(teacher, tmp_path / "teacher.safetensors", parameterization=own)
     often = {"checkpoint_every": 40, "evaluate_every": 40, "preview_every": 40}
@@ -176,7 +176,7 @@ def test_the_student_learns(teacher: Path, tmp_path: Path, own: Any, share: floa
     assert after < share * before
 
 
-@pytest.mark.parametrize("method", ["progressive", "consistency"])
+@pytest.mark.parametrize("method", ["progressive", pytest.param("consistency", marks=pytest.mark.slow)])
 def test_in_pieces_it_is_the_one_that_was_never_stopped(teacher: Path, tmp_path: Path, method: str) -> None:
     list(run(plan_of(teacher, tmp_path / "whole", method=method)))
     for steps in (1, 3, 5):  # closing the iterator saves nothing: each session begins at the last checkpoint

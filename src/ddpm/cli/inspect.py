@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,7 +115,7 @@ def _inspect_file(path: Path) -> None:
     if isinstance(origin, dict):
         teacher, digest = origin.get("teacher", "?"), str(origin.get("teacher_sha256", "?"))[:12]
         print(f"distilled from: {teacher} (SHA-256 {digest}...), {origin.get('method', '?')}")
-    print(f"recommended: {advice.model_dump_json()}")
+    print(f"recommended: {json.dumps(advice.as_tree())}")
     print(f"sample from it: ddpm sample {path}")
 
 

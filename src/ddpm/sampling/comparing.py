@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from ddpm.config import from_tree
 from ddpm.data import Store, open_store
 from ddpm.data.progress import ProgressFactory
 from ddpm.engine import choose_engine
-from ddpm.errors import DataError, ModelFileError, SamplingError
+from ddpm.errors import DataError, ModelFileError, RunError, SamplingError
 from ddpm.evaluation.extractors.features import load_extractor
 from ddpm.model import Model
 from ddpm.model_file import locate
@@ -45,6 +46,7 @@ def plan_comparison(
         SamplingError: for samplers, steps, a number or a seed that are not valid, or a file of other results.
         ModelFileError: for a model that does not say what it was trained on.
         DataError: for data of another kind.
+        RunError: if the results cannot be written.
     """
     source = locate(path)
     engine = choose_engine(device)
@@ -71,6 +73,8 @@ def plan_comparison(
     }
     results = file if file is not None else source.parent / f"{source.stem}-samplers.json"
     read_cells(results, conditions)
+    if not os.access(results.parent, os.W_OK | os.X_OK):
+        raise RunError(f"cannot write '{results}': its folder is missing or read-only; use another --json")
     return Comparison(models, conditions, count, seed, engine, FrechetScore(store, count, extractor), results)
 
 

@@ -24,7 +24,7 @@ from ddpm.model import Model
 from ddpm.sampling.batches import Forecast, forecast, make_pictures
 from ddpm.sampling.films import Film, FilmKind, check_film, save_film
 from ddpm.sampling.recipe import TEXT_KEY, Recipe, recipe_of
-from ddpm.sampling_config import SamplingConfig
+from ddpm.sampling_config import SAMPLER_OPTIONS, SamplingConfig, not_taken
 
 Format = Literal["png", "tiff", "npy"]
 
@@ -87,9 +87,12 @@ def with_options(model: Model, *, sampler: str | None, steps: int | None, assign
     """
     tree = parse_assignments([f"sampling.{item.strip().removeprefix('sampling.')}" for item in assignments])
     asked = {"sampler": sampler, "steps": steps}
-    return model.with_sampling(
-        **{**tree.get("sampling", {}), **{key: value for key, value in asked.items() if value is not None}}
-    )
+    options: dict[str, Any] = tree.get("sampling", {})
+    changed = model.with_sampling(**{**options, **{key: value for key, value in asked.items() if value is not None}})
+    name = changed.sampling.sampler
+    if "variance" in options and "variance" not in SAMPLER_OPTIONS[name]:  # as advice it is good for more than sampling
+        raise SamplingError(not_taken(name, "variance"))
+    return changed
 
 
 def misuse(model: Model, changed: Model) -> str | None:

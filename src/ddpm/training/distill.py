@@ -197,8 +197,8 @@ def make_distillation_plan(
     config = from_tree(merge(merge(known, chosen), overrides))
     if config.sampling.options() != {"eta": 0.0}:
         raise ConfigError(
-            f"sampling.sampler is '{config.sampling.sampler}' with {config.sampling.options()}; a distilled model "
-            "learns the steps of ddim without fresh noise, and is right with no others"
+            f"sampling.sampler is '{config.sampling.sampler}' with eta {config.sampling.eta}; a distilled model learns "
+            "the steps of ddim at eta 0, and is right with no others"
         )
     section = {
         "method": method,
