@@ -170,7 +170,7 @@ def test_every_sampler_works_by_its_name(sampler: str) -> None:
         ("ddim", {"eta": 0.5}),
         ("ddpm", {"variance": "fixed_small"}),
         ("unipc", {"order": 1}),
-        ("unipc", {"variant": "bh1"}),
+        ("unipc", {"variant": "bh2"}),
         ("deis", {"order": 2}),
         ("lms", {"order": 1}),
         ("heun", {"churn": 2.0}),

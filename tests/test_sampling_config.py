@@ -14,7 +14,7 @@ from ddpm.sampling_config import SamplingConfig
     ("choices", "said"),
     [
         ({"sampler": "unipc", "churn": 40}, "sampler 'unipc' takes no option 'churn'; it takes order, variant"),
-        ({"churn": 40}, "sampler 'dpm_solver_pp' takes no option 'churn'; it takes none"),
+        ({"churn": 40}, "sampler 'unipc' takes no option 'churn'; it takes order, variant"),
         ({"sampler": "ddpm", "eta": 0.5}, "sampler 'ddpm' takes no option 'eta'; it takes variance"),
         ({"sampler": "heun", "churn": -1.0}, "sampling.churn"),
         ({"sampler": "heun", "churn": "much"}, "sampling.churn"),

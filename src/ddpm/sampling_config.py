@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from ddpm.section import Section
 
 SamplerName = Literal[
+    "unipc",
     "dpm_solver_pp",
     "dpm_solver_pp_2s",
     "dpm_solver_pp_3m",
     "dpm_solver_pp_sde",
-    "unipc",
     "deis",
     "heun",
     "euler",
@@ -36,11 +36,11 @@ Variance = Literal["fixed_large", "fixed_small", "learned"]
 _CHURN = ("churn", "churn_range", "churn_noise")
 
 SAMPLER_OPTIONS: dict[SamplerName, tuple[str, ...]] = {
+    "unipc": ("order", "variant"),
     "dpm_solver_pp": (),
     "dpm_solver_pp_2s": (),
     "dpm_solver_pp_3m": (),
     "dpm_solver_pp_sde": (),
-    "unipc": ("order", "variant"),
     "deis": ("order",),
     "heun": _CHURN,
     "euler": _CHURN,
@@ -66,7 +66,7 @@ def not_taken(sampler: SamplerName, option: str) -> str:
 class SamplingConfig(Section):
     """What `ddpm sample` does when nothing else is asked for; stored in the model as its recommendation."""
 
-    sampler: SamplerName = "dpm_solver_pp"
+    sampler: SamplerName = "unipc"
     steps: int = Field(20, ge=1, description="sampling steps")
     spacing: Spacing | None = Field(None, description="of the times that are visited; none: what suits the sampler")
     clip: bool = Field(True, description="clip the denoised estimate to the range of the data")
@@ -79,7 +79,7 @@ class SamplingConfig(Section):
         None, description="ddpm: of the reverse process; none: the one that the model was trained with"
     )
     order: int | None = Field(None, ge=1, le=4, description="unipc, deis (1 to 3) and lms (1 to 4); none: its own")
-    variant: Literal["bh1", "bh2"] | None = Field(None, description="unipc: its B(h); none: bh2")
+    variant: Literal["bh1", "bh2"] | None = Field(None, description="unipc: its B(h); none: bh1")
     churn: float | None = Field(None, ge=0.0, description="heun, euler: S_churn, the fresh noise in all; none: 0")
     churn_range: tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]] | None = Field(
         None, description="heun, euler: the sigmas between which there is churn; none: all"

@@ -86,7 +86,7 @@ def test_from_data_to_scores(tiny_words: list[str], capsys: Capture) -> None:
         assert picture.size == (8, 8)
         recipe = json.loads(picture.text["ddpm"])
     assert (recipe["picture"], recipe["seed"]) == (2, 5)
-    assert (recipe["sampling"]["steps"], recipe["sampling"]["sampler"]) == (2, "dpm_solver_pp")
+    assert (recipe["sampling"]["steps"], recipe["sampling"]["sampler"]) == (2, "unipc")
     main(["sample", "run/model.safetensors", "-n", "1", "--sampler", "ddpm"])
     assert Path("run/samples/ddpm-5-seed0/00000.png").is_file()
 

@@ -36,7 +36,7 @@ ORDERS: dict[str, tuple[Sampler, int]] = {
     "dpm_solver_pp_3m": (dpm_solver_pp_3m, 3),
     "unipc 1": (partial(unipc, order=1), 2),
     "unipc": (unipc, 3),
-    "unipc bh1": (partial(unipc, variant="bh1"), 3),
+    "unipc bh2": (partial(unipc, variant="bh2"), 3),
     "deis 2": (partial(deis, order=2), 2),
     "deis": (deis, 3),
     "heun": (heun, 2),

@@ -86,7 +86,7 @@ def test_a_report_holds_scores_floors_and_the_whole_recipe(trained: Path) -> Non
     assert fid.at_floor_n is not None
     assert fid.value > 3 * fid.floor  # eight steps of training make noise
     samples, measure = tree["recipe"]["samples"], tree["recipe"]["measure"]
-    assert (samples["sampler"], samples["steps"], samples["seed"], samples["step"]) == ("dpm_solver_pp", 2, 3, 8)
+    assert (samples["sampler"], samples["steps"], samples["seed"], samples["step"]) == ("unipc", 2, 3, 8)
     assert samples["precision"] == "float32"
     assert samples["trained_on_same_data"]
     assert samples["weights"] == Model.load(trained).provenance["weights"]

@@ -60,7 +60,7 @@ def test_previews_are_what_will_be_sampled_in_at_most_20_steps(model: Model, few
     assert (advice.sampler, advice.steps, advice.spacing) == ("heun", 20, "karras")
     assert advice.options() == many.sampling.options()
     advice = cheap(model.with_sampling(sampler="ddpm", steps=50)).sampling
-    assert (advice.sampler, advice.steps) == ("dpm_solver_pp", 20)
+    assert (advice.sampler, advice.steps) == ("unipc", 20)
 
 
 def test_a_comparison_has_the_steps_that_the_model_was_made_for(few: Model, tmp_path: Path) -> None:

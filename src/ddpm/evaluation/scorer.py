@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddpm.data import ProgressFactory, Store
 from ddpm.data.progress import silent
+from ddpm.engine import choose_engine
 from ddpm.errors import DataError
 from ddpm.estimate import Estimate
 from ddpm.evaluation.extractors.features import Extractor, load_extractor
@@ -22,7 +23,6 @@ from ddpm.evaluation.shards import Job, work_root
 from ddpm.evaluation.subject import Stored, scale_of
 from ddpm.evaluation.workers import run_jobs
 from ddpm.model import Model
-from ddpm.training.engine import choose_engine
 from ddpm.training.plan import Plan
 from ddpm.training.scoring import Scorer
 

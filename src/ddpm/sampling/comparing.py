@@ -20,7 +20,7 @@ from ddpm.sampling.quality import Comparison, read_cells
 from ddpm.sampling.recipe import file_sha256
 from ddpm.version import __version__
 
-USUAL = ("dpm_solver_pp", "unipc", "heun", "ddim", "ddpm")
+USUAL = ("unipc", "dpm_solver_pp", "heun", "ddim", "ddpm")
 """Samplers that are compared when none are named."""
 
 USUAL_STEPS = (5, 10, 20, 50)

@@ -54,11 +54,11 @@ class SamplerEntry:
 
 
 SAMPLERS: dict[str, SamplerEntry] = {
+    "unipc": SamplerEntry(unipc, order=3, evaluations=1),
     "dpm_solver_pp": SamplerEntry(dpm_solver_pp, order=2, evaluations=1),
     "dpm_solver_pp_2s": SamplerEntry(dpm_solver_pp_2s, order=2, evaluations=2),
     "dpm_solver_pp_3m": SamplerEntry(dpm_solver_pp_3m, order=3, evaluations=1),
     "dpm_solver_pp_sde": SamplerEntry(dpm_solver_pp_sde, order=None, evaluations=1),
-    "unipc": SamplerEntry(unipc, order=3, evaluations=1),
     "deis": SamplerEntry(deis, order=3, evaluations=1),
     "heun": SamplerEntry(heun, order=2, evaluations=2, spacing="log_snr"),
     "euler": SamplerEntry(euler, order=1, evaluations=1),

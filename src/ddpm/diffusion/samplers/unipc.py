@@ -38,7 +38,7 @@ def unipc(
     *,
     timesteps: Sequence[float] | None = None,
     order: int = 2,
-    variant: Variant = "bh2",
+    variant: Variant = "bh1",
     after_step: AfterStep | None = None,
 ) -> Iterator[SampleStep]:
     """Sample by UniPC-p with x_0 prediction (Zhao et al. 2023, Alg. 5 to 8): order p + 1 from one evaluation a step.
@@ -54,7 +54,7 @@ def unipc(
         noise: not used.
         timesteps: strictly decreasing; none visits all T.
         order: p, 1 to 3.
-        variant: "bh1" or "bh2".
+        variant: "bh1", the better one in few steps on a trained network (docs/samplers.md has figures), or "bh2".
         after_step: may change x_s. Where it does, x_s is no longer what was predicted, and is not corrected.
 
     Raises:
