@@ -117,6 +117,19 @@ class Model:
             raise SamplingError(explain(error, "sampling")) from error
         return replace(self, sampling=sampling)
 
+    def within(self, most: int) -> Model:
+        """Return the model as it is sampled in at most `most` steps, for a look or a score on the way.
+
+        A sampler that adds noise cannot be cut short, for each step takes away what the one before has added: the
+        default one stands in for it, which comes nearest in so few steps.
+        """
+        if self.sampling.steps <= most:
+            return self
+        steps = min(most, len(self.schedule))
+        if SAMPLERS[self.sampling.sampler].deterministic:
+            return self.with_sampling(steps=steps)
+        return self.with_sampling(sampler=SamplingConfig().sampler, steps=steps)
+
     def sample_steps(self, pictures: Sequence[int], *, seed: int = 0) -> Iterator[SampleStep]:
         """Sample the pictures of these numbers as one batch, yielding after each step; x is x_s [B, C, H, W].
 

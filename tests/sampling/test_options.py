@@ -12,7 +12,6 @@ from ddpm.model import Model
 from ddpm.sampling.comparing import plan_comparison
 from ddpm.sampling.job import misuse, with_options
 from ddpm.terminal import bar
-from ddpm.training.preview import cheap
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +53,12 @@ def test_a_distilled_model_used_otherwise_is_remarked_upon(model: Model, few: Mo
 
 
 def test_previews_are_what_will_be_sampled_in_at_most_20_steps(model: Model, few: Model) -> None:
-    assert cheap(few) is few
+    assert few.within(20) is few
     many = model.with_sampling(sampler="heun", steps=40, spacing="karras", churn=2.0)
-    advice = cheap(many).sampling
+    advice = many.within(20).sampling
     assert (advice.sampler, advice.steps, advice.spacing) == ("heun", 20, "karras")
     assert advice.options() == many.sampling.options()
-    advice = cheap(model.with_sampling(sampler="ddpm", steps=50)).sampling
+    advice = model.with_sampling(sampler="ddpm", steps=50).within(20).sampling
     assert (advice.sampler, advice.steps) == ("unipc", 20)
 
 

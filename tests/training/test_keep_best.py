@@ -137,7 +137,9 @@ def test_slow_advice_is_sampled_fast(tmp_path: Path) -> None:
     scorer = scorer_for(plan)
     assert scorer is not None
     list(run(plan, Scripted(1.0)))
-    assert '"sampler": "ddim", "steps": 50' in scorer.recipe(Model.load(tmp_path / "run"))
+    recipe = scorer.recipe(Model.load(tmp_path / "run"))
+    assert '"sampler": "unipc"' in recipe
+    assert '"steps": 50' in recipe
 
 
 @pytest.mark.parametrize(

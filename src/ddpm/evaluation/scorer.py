@@ -59,13 +59,13 @@ class DistanceScorer:
 
     def recipe(self, model: Model) -> str:
         """Return the number of samples, their sampler, and the extractor with its hash."""
-        advice = json.dumps(json.loads(_fast(model).sampling.model_dump_json()), sort_keys=True)
+        advice = json.dumps(json.loads(model.within(_MOST_STEPS).sampling.model_dump_json()), sort_keys=True)
         features = f"{self.extractor.name} {(self.extractor.sha256 or '')[:12]}".strip()
         return f"{self.samples} samples, {advice}, {features}"
 
     def __call__(self, model: Model) -> Estimate:
         """Sample the model and return the distance; see `Scorer`."""
-        pictures = _fast(model).sample(self.samples, seed=self.seed)
+        pictures = model.within(_MOST_STEPS).sample(self.samples, seed=self.seed)
         values = self.distance(self.extractor(pictures, self.value_range).pooled)
         value, error = values[_METRICS[self.name]]
         return Estimate(value, error or 0.0)
@@ -124,10 +124,3 @@ def _training_features(
     )
     run_jobs({"features of training pictures": job}, processes=1, progress=progress)
     return job.features()["pooled"]
-
-
-def _fast(model: Model) -> Model:
-    """Return the model as it is sampled here: as it advises, but DDIM where that takes long."""
-    if model.sampling.steps <= _MOST_STEPS:
-        return model
-    return model.with_sampling(sampler="ddim", steps=_MOST_STEPS, eta=0.0)

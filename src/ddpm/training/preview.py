@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ddpm.data import render_grid, save_png
-from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.engine import Engine
 from ddpm.model import Model
-from ddpm.sampling_config import SamplingConfig
 
 _STEPS = 20  # a preview shows progress, and must not cost more than some training steps
 
@@ -31,7 +29,7 @@ def save_preview(path: Path, models: Sequence[Model], count: int, seed: int, eng
     grids = []
     for model in models:
         with engine.autocast():
-            pictures = cheap(model).sample(count, seed=seed)
+            pictures = model.within(_STEPS).sample(count, seed=seed)
         codec = model.codec
         grids.append(render_grid(pictures, levels=codec.levels, value_range=codec.value_range).convert("RGB"))
     gap = 8 if len(grids) > 1 else 0
@@ -42,18 +40,3 @@ def save_preview(path: Path, models: Sequence[Model], count: int, seed: int, eng
         sheet.paste(grid, (left, 0))
         left += grid.width + gap
     save_png(sheet, path)
-
-
-def cheap(model: Model) -> Model:
-    """Return the model as it will be sampled, in at most 20 steps.
-
-    A sampler that adds noise cannot be cut short, for each step takes away what the one before has added: the default
-    one stands in for it, which comes nearest in so few steps.
-    """
-    advice = model.sampling
-    if advice.steps <= _STEPS:
-        return model
-    steps = min(_STEPS, len(model.schedule))
-    if SAMPLERS[advice.sampler].deterministic:
-        return model.with_sampling(steps=steps)
-    return model.with_sampling(sampler=SamplingConfig().sampler, steps=steps)
