@@ -37,6 +37,7 @@ def _run(words: Sequence[str]) -> None:
     from ddpm.cli.compare import compare_samplers
     from ddpm.cli.distill import distill
     from ddpm.cli.evaluate import evaluate
+    from ddpm.cli.figure import figure
     from ddpm.cli.inspect import inspect
     from ddpm.cli.sample import sample
     from ddpm.cli.train import train
@@ -53,6 +54,7 @@ def _run(words: Sequence[str]) -> None:
             "sample": sample,
             "evaluate": evaluate,
             "inspect": inspect,
+            "figure": figure,
             "distill": distill,
             "compare-samplers": compare_samplers,
             "train-classifier": train_classifier,

@@ -6,16 +6,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ddpm.diffusion.bits import BitsPerDim
-from ddpm.errors import ConfigError
+from ddpm.figures.style import Style, blank, finished, panels
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _SMALLEST_SHARE = 1e-7  # of the largest cost: what is less, as L_0 may be by far, would flatten all others
 
 
-def bound_shares(bits: BitsPerDim) -> Figure:
+def bound_shares(bits: BitsPerDim, *, style: Style = "light") -> Figure:
     """Return the cost of every reverse step over t, in bits/dim: on a linear axis, and with both axes logarithmic.
 
     A range of times is drawn at the mean cost of its steps, with two standard errors (Nichol & Dhariwal 2021, Fig. 2).
@@ -23,17 +22,16 @@ def bound_shares(bits: BitsPerDim) -> Figure:
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure = _figure(width=10.0)
+    figure, palette = blank(style, height=3.0)
     first = [level.first for level in bits.levels]
     edges = [float(t) for t in [*first, bits.levels[-1].last + 1]]
     cost = [level.bits.value / level.size for level in bits.levels]
     margin = [2 * level.bits.error / level.size for level in bits.levels]
-    for place, logarithmic in enumerate((False, True), 1):
-        axes: Axes = figure.add_subplot(1, 2, place)
+    for axes, logarithmic in zip(panels(figure, 1, 2), (False, True), strict=True):
         shift = 1.0 if logarithmic else 0.0  # the paper's t, which starts at 1, has a logarithm
-        axes.stairs(cost, [edge + shift for edge in edges], color="tab:blue", baseline=None)
+        axes.stairs(cost, [edge + shift for edge in edges], color=palette.series[0], baseline=None)
         middle = [(a + b) / 2 + shift for a, b in pairwise(edges)]
-        axes.errorbar(middle, cost, yerr=margin, fmt="none", ecolor="tab:blue", alpha=0.4)
+        axes.errorbar(middle, cost, yerr=margin, fmt="none", ecolor=palette.series[0], alpha=0.4)
         axes.set_xlabel("t + 1" if logarithmic else "t")
         axes.set_ylabel("bits/dim of one step")
         if logarithmic:
@@ -45,40 +43,29 @@ def bound_shares(bits: BitsPerDim) -> Figure:
         f"{bits.total.value:.3f} ± {bits.total.error:.3f} bits/dim; "
         f"L_0 is {share:.1%} of it, L_T {bits.prior.value:.2g} bits/dim"
     )
-    return figure
+    return finished(figure, palette)
 
 
-def rate_distortion(bits: BitsPerDim) -> Figure:
+def rate_distortion(bits: BitsPerDim, *, style: Style = "light") -> Figure:
     """Return distortion over t, rate over t, and distortion over rate (Ho et al. 2020, Fig. 5).
 
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure = _figure(width=13.0)
+    figure, palette = blank(style, height=2.7)
     middle = [(level.first + level.last) / 2 for level in bits.levels]
     distortion = [level.distortion.value for level in bits.levels]
     rate = list(bits.rates())
-    panels = (
+    curves = (
         ("t", "distortion (RMSE, 0 to 255)", middle, distortion),
         ("t", "rate (bits/dim)", middle, rate),
         ("rate (bits/dim)", "distortion (RMSE, 0 to 255)", rate, distortion),
     )
-    for place, (x_label, y_label, x, y) in enumerate(panels, 1):
-        axes: Axes = figure.add_subplot(1, 3, place)
-        axes.plot(x, y, ".-", color="tab:blue", markersize=3)
+    for axes, (x_label, y_label, x, y) in zip(panels(figure, 1, 3), curves, strict=True):
+        axes.plot(x, y, ".-", color=palette.series[0], markersize=3)
         if x_label == "t":
             axes.invert_xaxis()  # in the order of sampling: from noise to data
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.set_ylim(bottom=0)
-    return figure
-
-
-def _figure(width: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "figures need matplotlib, which is not installed; run: pip install 'ddpm[figures]'"
-        ) from error
-    return Figure(figsize=(width, 4.0), layout="constrained")
+    return finished(figure, palette)
