@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm.diffusion.bits import BitsPerDim, NoiseLevel
+from ddpm.diffusion.bits import BitsPerDim, Estimate, NoiseLevel
 from ddpm.errors import ConfigError
-from ddpm.estimate import Estimate
 from ddpm.figures import bound_shares, rate_distortion
 
 pytest.importorskip("matplotlib")
