@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import TINY
 
 import ddpm
+from tiny_runs import TINY
 
 
 def test_train_returns_a_model_that_samples(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

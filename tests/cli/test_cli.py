@@ -93,7 +93,7 @@ def test_from_data_to_scores(tiny_words: list[str], capsys: Capture) -> None:
     capsys.readouterr()
     main(["evaluate", "run", "-n", "25", "--steps", "2", "--json", "scores.json"])
     out = capsys.readouterr().out
-    assert "25 pictures of run (dpm_solver_pp, 2 steps, seed 0) against 1,437 training pictures of digits" in out
+    assert "25 pictures of run (unipc, 2 steps, seed 0) against 1,437 training pictures of digits" in out
     tree = json.loads(Path("scores.json").read_text())
     samples = tree["recipe"]["samples"]
     assert (samples["trained_on_same_data"], samples["step"]) == (True, 10)

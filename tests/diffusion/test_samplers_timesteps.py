@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm import config
+from ddpm import sampling_config
 from ddpm.diffusion.samplers import Spacing, spaced_timesteps
 from ddpm.diffusion.schedules import SCHEDULES, NoiseSchedule, constant_betas, make_schedule
 from ddpm.errors import SamplingError
@@ -36,7 +36,7 @@ def test_an_unknown_spacing_is_answered_with_the_nearest_known() -> None:
 
 
 def test_the_configuration_knows_the_same_spacings() -> None:
-    assert get_args(config.Spacing) == SPACINGS
+    assert get_args(sampling_config.Spacing) == SPACINGS
 
 
 @by_property

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import differing, metric_lines, only, tiny_plan, train_all
 
 import ddpm.training.evaluate
 from ddpm.config import ObjectiveConfig, merge
@@ -33,6 +32,7 @@ from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Finished, Previewed
 from ddpm.training.loop import StepReport
 from ddpm.training.run import run
+from tiny_runs import differing, metric_lines, only, tiny_plan, train_all
 
 SHORT: dict[str, Any] = {
     "steps": 6,

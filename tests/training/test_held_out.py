@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import same_bits, tiny_plan
 from torch import nn
 
 from ddpm.config import ObjectiveConfig
@@ -16,6 +15,7 @@ from ddpm.training.evaluate import HeldOut
 from ddpm.training.loop import Objective
 from ddpm.training.metrics import NOISE_RANGES, noise_range
 from ddpm.training.plan import Plan
+from tiny_runs import same_bits, tiny_plan
 
 T = 100
 ENGINE = Engine("cpu", "float32", channels_last=False, threads=1)

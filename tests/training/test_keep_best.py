@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import TINY, differing, metric_lines, only, tiny_plan
 
 import ddpm
 import ddpm.training.evaluate
@@ -26,6 +25,7 @@ from ddpm.training.checkpoint import read_notes
 from ddpm.training.events import Event, Notice, Scored
 from ddpm.training.run import run
 from ddpm.training.scoring import SampleScore, is_best
+from tiny_runs import TINY, differing, metric_lines, only, tiny_plan
 
 SCORED: dict[str, Any] = {
     "steps": 6,
