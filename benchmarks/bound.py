@@ -29,7 +29,7 @@ from ddpm.files import write_text
 from ddpm.model import Model
 
 VARIANCES = ("learned", "fixed_small", "fixed_large")
-BUDGETS = {"digits": {"steps": 1200, "batch_size": 64}, "mnist": {"steps": 500, "batch_size": 64}}
+BUDGETS = {"digits": {"steps": 1200, "batch_size": 64}, "mnist": {"steps": 1200, "batch_size": 64}}
 
 
 def main() -> None:
