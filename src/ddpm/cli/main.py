@@ -60,7 +60,7 @@ def _run(words: Sequence[str]) -> None:
             "train-classifier": train_classifier,
         },
         prog="ddpm",
-        description=f"Denoising Diffusion Probabilistic Models: train, sample, evaluate, inspect. {EPILOGUE}",
+        description=f"Denoising Diffusion Probabilistic Models: train, sample, score, understand. {EPILOGUE}",
         args=words,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
