@@ -6,6 +6,7 @@ import base64
 import json
 import sys
 from collections.abc import Iterable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from ddpm.evaluation import plan as plan_module
 from ddpm.evaluation import subject
 from ddpm.evaluation.copies import shrunk
 from ddpm.evaluation.extractors.features import Features, Pixels
+from ddpm.evaluation.likelihood import scores as likelihood_scores
+from ddpm.evaluation.likelihood.ode import ode_bits_per_dim_of
 from ddpm.evaluation.opening import Request
 from ddpm.evaluation.plan import make_plan, report_name
 from ddpm.evaluation.report.report import Report
@@ -339,7 +342,10 @@ def test_rubbish_in_place_of_pictures_is_refused(what: str, capsys: Capture) -> 
     assert len(err.splitlines()) == 1
 
 
-def test_likelihoods_sample_nothing_and_stand_beside_the_histogram(trained: Path, sampled: list[range]) -> None:
+def test_likelihoods_sample_nothing_and_stand_beside_the_histogram(
+    trained: Path, sampled: list[range], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likelihood_scores, "ode_bits_per_dim_of", partial(ode_bits_per_dim_of, steps=4))
     report = ddpm.evaluate(trained, n=2, metrics=["bits", "ode"], device="cpu", quiet=True)
     assert sampled == []
     assert [score.name for score in report.scores] == ["bits_per_dim", "histogram_bits_per_dim", "ode_bits_per_dim"]
