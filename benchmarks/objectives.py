@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import tempfile
@@ -27,11 +26,11 @@ import torch
 import ddpm
 from ddpm.config import from_tree
 from ddpm.data import Store, open_store
-from ddpm.diffusion.likelihood import bits_per_dim, variational_bound
-from ddpm.diffusion.noise import NoiseSource
+from ddpm.evaluation.likelihood.bound import bits_per_dim_of
 from ddpm.evaluation.scores.frechet import frechet_distance_between
 from ddpm.files import write_text
 from ddpm.model import Model
+from ddpm.sampling_config import Variance
 
 PARAMETERIZATIONS = ("mu", "x_0", "eps", "v")
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -176,19 +175,11 @@ def make_row(setting: Setting, parameterization: str, objective: str, seed: int)
 
 def held_out_bounds(model: Model, store: Store, most: int) -> dict[str, dict[str, float]]:
     """Return the bound in bits/dim, mean and standard error over pictures, for each variance that the model allows."""
-    if model.codec.levels is None:
-        raise SystemExit("the data are continuous: they have a density, and no bound in bits")
-    rows = spread_rows(store.held_out, most)
-    x_0 = model.codec.encode(store.pictures[rows]).double()
-    noise = NoiseSource(0, range(len(rows)), x_0.shape[1:], dtype=torch.float64)
-    variances = ("learned",) if model.variance == "learned" else ("fixed_large", "fixed_small")
+    variances: tuple[Variance, ...] = ("learned",) if model.variance == "learned" else ("fixed_large", "fixed_small")
     bounds = {}
     for variance in variances:
-        bound = variational_bound(
-            model.denoiser(), model.schedule, x_0, noise, levels=model.codec.levels, variance=variance
-        )
-        bits = bits_per_dim(bound.total, x_0[0].numel())
-        bounds[variance] = {"mean": float(bits.mean()), "error": float(bits.std()) / math.sqrt(len(bits))}
+        total = bits_per_dim_of(model, store, n=most, variance=variance).total
+        bounds[variance] = {"mean": total.value, "error": total.error}
     return bounds
 
 
