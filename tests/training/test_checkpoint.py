@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_runs import same_bits
 from torch import Tensor
 
 from ddpm.config import NetworkConfig, TrainingConfig
@@ -16,6 +15,7 @@ from ddpm.networks import build_unet
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ddpm.training.ema import Ema
 from ddpm.training.loop import TrainState, make_optimizer
+from tiny_runs import same_bits
 
 
 def fresh(seed: int = 0, **network: Any) -> TrainState:

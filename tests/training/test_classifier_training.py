@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import differing
 
 from ddpm.classifier import Classifier
 from ddpm.cli.main import main
@@ -20,6 +19,7 @@ from ddpm.errors import ConfigError, DataError, RunError
 from ddpm.model import Model
 from ddpm.training.classifier import ClassifierSaved, ClassifierStep, Scored, moved, run_classifier
 from ddpm.training.classifier_plan import ClassifierPlan, plan_classifier
+from tiny_runs import differing
 
 TINY: dict[str, Any] = {
     "network": {"base_channels": 16, "num_groups": 1},

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import differing, metric_lines, only, parts, tiny_plan, train_all
 
 import ddpm.files
 import ddpm.training.evaluate
@@ -23,6 +22,7 @@ from ddpm.training.checkpoint import read_notes
 from ddpm.training.events import Finished, Notice
 from ddpm.training.loop import StepReport
 from ddpm.training.run import run
+from tiny_runs import differing, metric_lines, only, parts, tiny_plan, train_all
 
 SHORT: dict[str, Any] = {
     "steps": 4,

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-from tiny_runs import differing, metric_lines, only, parts, tensors, tiny_plan, train_all
 
 from ddpm.errors import ConfigError, DdpmError, RunError, TrainingError
 from ddpm.model import Model
@@ -28,6 +27,7 @@ from ddpm.training.events import Evaluated, Finished, Notice, Saved, Started
 from ddpm.training.loop import StepReport
 from ddpm.training.run import run
 from ddpm.training.run_folder import GIB, MetricsFile, RunFolder, take_back
+from tiny_runs import differing, metric_lines, only, parts, tensors, tiny_plan, train_all
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import differing, metric_lines, only, parts, tensors, tiny_plan, train_all, training_elsewhere
 
 from ddpm.training.checkpoint import read_notes
 from ddpm.training.events import Finished, Notice, Saved, Started
 from ddpm.training.loop import StepReport
 from ddpm.training.run import run
+from tiny_runs import differing, metric_lines, only, parts, tensors, tiny_plan, train_all, training_elsewhere
 
 FILES = ("checkpoint.safetensors", "model.safetensors", "best.safetensors")
 OFTEN = {"steps": 40, "checkpoint_every": 2, "evaluate_every": 20, "log_every": 1}
