@@ -38,17 +38,17 @@ class Build:
     """What came of compiling.
 
     Attributes:
-        library: the kernels; none where they cannot be had.
+        kernels: as functions in C; none where they cannot be had.
         reason: why there are none, in a few words.
     """
 
-    library: ctypes.CDLL | None
+    kernels: ctypes.CDLL | None
     reason: str = ""
 
 
 def available() -> bool:
     """Whether the kernels can be called; the first call compiles them where they are not in the cache."""
-    return build().library is not None
+    return build().kernels is not None
 
 
 def why_unavailable() -> str:

@@ -119,9 +119,9 @@ class _NormSilu(torch.autograd.Function):
 
 
 def _function(direction: str, dtype: torch.dtype) -> Any:
-    library = build().library
-    assert library is not None  # `takes` was asked before
-    return library[f"norm_silu_{direction}_{_NAMES[dtype]}"]
+    kernels = build().kernels
+    assert kernels is not None  # `takes` was asked before
+    return kernels[f"norm_silu_{direction}_{_NAMES[dtype]}"]
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
