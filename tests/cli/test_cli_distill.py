@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from ddpm.cli.main import main
+from ddpm.files import sha256_of
 from ddpm.model import Model
-from ddpm.training.distill import sha256_of
 
 Capture = pytest.CaptureFixture[str]
 SMALL = ["--train-steps", "2", "--batch-size", "4", "--set", "training.previews=1"]

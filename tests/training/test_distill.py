@@ -17,6 +17,7 @@ from ddpm.config import ObjectiveConfig, merge
 from ddpm.diffusion.schedules import make_schedule
 from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, DdpmError, ModelFileError, RunError
+from ddpm.files import sha256_of
 from ddpm.model import Model
 from ddpm.networks import build_network
 from ddpm.training.distill import (
@@ -25,7 +26,6 @@ from ddpm.training.distill import (
     default_out,
     default_train_steps,
     make_distillation_plan,
-    sha256_of,
     student_network,
 )
 from ddpm.training.evaluate import HeldOut

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ddpm.engine import Engine
 from ddpm.errors import SamplingError
+from ddpm.files import sha256_of
 from ddpm.model import Model
 from ddpm.model_file import locate
 from ddpm.version import __version__
@@ -158,11 +158,7 @@ def _text_of(path: Path) -> str | None:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, hexadecimal; about a second a GiB."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        return sha256_of(path)
     except OSError as error:
         raise SamplingError(f"cannot read '{path}': {error.strerror}") from error
-    return digest.hexdigest()

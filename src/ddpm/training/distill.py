@@ -5,7 +5,6 @@ What differs from other runs is here: where the network begins, what it is train
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +29,7 @@ from ddpm.diffusion.samplers import CLEAN, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.engine import Engine, choose_engine
 from ddpm.errors import ConfigError, DataError
+from ddpm.files import sha256_of
 from ddpm.model import Model
 from ddpm.model_file import MODEL_NAME, locate
 from ddpm.networks import build_network
@@ -345,12 +345,3 @@ def _check_data(store: Store, teacher: Model) -> None:
             f"'{store.source}' has pictures of {shape} with {store.levels} levels in {store.value_range}, those of the "
             f"teacher are {teacher.picture_shape} with {codec.levels} in {codec.value_range}; expected the same"
         )
-
-
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
