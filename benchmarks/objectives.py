@@ -1,6 +1,6 @@
 """The sources' comparison of objectives: Ho et al. 2020, Table 2, with v, and the hybrid of Nichol & Dhariwal 2021.
 
-    python benchmarks/objectives.py [--data digits] [--steps 1700] [--seeds 3] [--json FILE] [--markdown FILE]
+    python benchmarks/objectives.py [--data digits] [--steps 1700] [--batch-size N] [--seeds 3] [--json FILE] [--markdown FILE]
 
 Every row trains the same network on the same data, budget, schedule and seeds; only the objective differs. It is scored
 by the variational bound on held-out pictures, in bits/dim, and by Fréchet distances over pixels between samples and
@@ -51,6 +51,7 @@ class Setting:
     Attributes:
         data: what is trained on.
         steps: optimizer steps.
+        batch_size: pictures a step; None is the preset's.
         schedule: of the noise.
         held_out: how many held-out pictures the bound is measured on, at most.
         samples: how many pictures are sampled.
@@ -60,6 +61,7 @@ class Setting:
 
     data: str
     steps: int
+    batch_size: int | None
     schedule: str
     held_out: int
     samples: int
@@ -73,6 +75,7 @@ def main() -> None:
     setting = Setting(
         arguments.data,
         arguments.steps,
+        arguments.batch_size,
         arguments.schedule,
         arguments.held_out,
         arguments.samples,
@@ -103,6 +106,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--steps", type=int, default=1700)
+    parser.add_argument("--batch-size", type=int, help="the preset's, if not given")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--schedule", default="linear", help="the paper's is linear")
     parser.add_argument("--parameterizations", nargs="+", choices=PARAMETERIZATIONS, default=PARAMETERIZATIONS)
@@ -154,6 +158,7 @@ def make_row(setting: Setting, parameterization: str, objective: str, seed: int)
             "preview_every": setting.steps,
             "checkpoint_every": setting.steps,
             "previews": 1,
+            **({"batch_size": setting.batch_size} if setting.batch_size else {}),
         },
     }
     start = time.monotonic()
