@@ -22,6 +22,7 @@ MOST_DIMENSIONS = 8192
 """Largest number of features of which a covariance is made: 512 MiB."""
 
 _BLOCK = 4096  # rows taken to float64 at a time
+_EVEN = 0.05  # least pivot of Cholesky over the largest: below it, the faster form has always been too imprecise
 _PRECISE = 1e-9  # of the traces: how much rounding may change the cross term before the slower form takes over
 
 
@@ -124,9 +125,9 @@ def moments_of(features: NDArray[Any]) -> Moments:
 def frechet_distance(first: Moments, second: Moments) -> float:
     """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6), at least 0.
 
-    The trace of (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of L^T C2 L with C1 = L L^T, a symmetric
-    matrix: nothing complex can come out. Where a covariance is singular, or rounding could change the result, it is
-    the sum of the singular values of F1^T F2 with C = F F^T, which takes longer and no root of a rounding error.
+    The trace of (C1 C2)^(1/2) is the sum of the singular values of A = F1^T F2 with C = F F^T, real and not negative:
+    nothing complex can come out. Where rounding cannot change the result, they are the roots of the eigenvalues of
+    A A^T, which takes half the time.
 
     Raises:
         DataError: for another number of columns, or moments that are not finite.
@@ -194,20 +195,35 @@ def _distance_of_resample(features: Tensor, projected: Tensor, norms: Tensor, co
 
 
 def _trace_of_root(first: Tensor, second: Tensor, traces: float) -> float:
-    lower, failed = torch.linalg.cholesky_ex(first)
-    if not failed:
-        values = torch.linalg.eigvalsh(lower.T @ second @ lower)
+    factors = _factor(first), _factor(second)
+    product = factors[0].T @ factors[1]
+    if all(_pivots_are_even(factor) for factor in factors):
+        values = torch.linalg.eigvalsh(product @ product.T)
         rounding = torch.finfo(values.dtype).eps * values[-1]
         if (
             values[0] > rounding
             and float((rounding / (2 * values.clamp(min=rounding).sqrt())).sum()) < _PRECISE * traces
         ):
             return float(values.sqrt().sum())
-    return float(torch.linalg.svdvals(_factor(first).T @ _factor(second)).sum())
+    return float(torch.linalg.svdvals(product).sum())
+
+
+def _pivots_are_even(factor: Tensor) -> bool:
+    """Return whether the eigenvalues of F^T F may do, to save the time of an attempt that will be thrown away."""
+    if factor.shape[0] != factor.shape[1]:
+        return False
+    pivots = factor.diagonal().square()
+    return bool(pivots.min() > _EVEN * pivots.max())
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """Return F [D, r] with F F^T = C, without the directions in which there is nothing but rounding."""
+    """Return F [D, r] with F F^T = C to rounding, r < D where C is singular: by Cholesky, else from the eigenvectors.
+
+    Cholesky costs a tenth, and its rounding is as small beside the largest eigenvalue; singular matrices stop it.
+    """
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed:
+        return lower
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
     factor: Tensor = vectors[:, kept] * values[kept].sqrt()
