@@ -1,6 +1,6 @@
 """The sources' comparison of objectives: Ho et al. 2020, Table 2, with v, and the hybrid of Nichol & Dhariwal 2021.
 
-    python benchmarks/objectives.py [--data digits] [--steps 1700] [--batch-size N] [--seeds 3] [--json FILE] [--markdown FILE]
+    python benchmarks/objectives.py [--data digits] [--steps 1700] [--seeds 3] [--json FILE] [--markdown FILE]
 
 Every row trains the same network on the same data, budget, schedule and seeds; only the objective differs. It is scored
 by the variational bound on held-out pictures, in bits/dim, and by Fréchet distances over pixels between samples and
