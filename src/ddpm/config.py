@@ -193,8 +193,8 @@ class DistillationConfig(Section):
     teacher: str = Field(description="file of the teacher")
     teacher_sha256: str = Field(description="of that file")
     teacher_steps: int = Field(ge=1, description="steps of the teacher that one of the student's is worth")
-    teacher_solver: Literal["ddim", "dpm_solver_pp"] = Field(
-        "dpm_solver_pp", description="of those steps, for progressive; a consistent student learns from ddim"
+    teacher_solver: Literal["unipc", "dpm_solver_pp", "ddim"] = Field(
+        "unipc", description="of those steps, for progressive; a consistent student learns from ddim"
     )
 
 

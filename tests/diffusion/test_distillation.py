@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ddpm.diffusion import process
 from ddpm.diffusion.analytic import GaussianDenoiser, MixtureDenoiser, PointDenoiser
 from ddpm.diffusion.denoiser import Denoiser, Prediction, clipped
 from ddpm.diffusion.distillation import (
+    TeacherSolver,
     consistency_target,
     progressive_target,
     student_loss,
@@ -20,9 +22,10 @@ from ddpm.diffusion.distillation import (
     x_0_of_step,
 )
 from ddpm.diffusion.noise import NoiseSource
-from ddpm.diffusion.samplers import ddim
+from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.diffusion.schedules import NoiseSchedule, make_schedule
 
+SOLVERS = get_args(TeacherSolver)
 SCHEDULES = {
     "linear": make_schedule("linear", 1000),
     "cosine": make_schedule("cosine", 100),
@@ -59,17 +62,21 @@ def same(times: float, count: int) -> Tensor:
     return torch.full((count,), times, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
-def test_a_step_lands_where_the_teachers_steps_land(schedule: NoiseSchedule, num_steps: int) -> None:
+def test_a_step_lands_where_the_teachers_steps_land(
+    schedule: NoiseSchedule, num_steps: int, solver: TeacherSolver
+) -> None:
     """Against the sampler itself, for each of the three steps of a student; the last one ends at clean data."""
     teacher, last = mixture(schedule), len(schedule) - 1.0
     bounds = [last, round(2 * last / 3), round(last / 3), -1.0]
     x = noise_of(6)
     for t, s in pairwise(bounds):
         times = [t + (s - t) * k / num_steps for k in range(num_steps)]
-        walked = ddim(teacher, schedule, x, NoiseSource(0, range(6), (3,)), timesteps=times + [s] * (s >= 0))
+        noise = NoiseSource(0, range(6), (3,))
+        walked = SAMPLERS[solver].run(teacher, schedule, x, noise, timesteps=times + [s] * (s >= 0))
         landed = [step.x for step in walked][num_steps - 1]
-        target = progressive_target(teacher, x, same(t, 6), same(s, 6), num_steps, schedule)
+        target = progressive_target(teacher, x, t, s, num_steps, schedule, solver)
         assert (one_step(target, x, t, s, schedule) - landed).abs().max() < 1e-10
         x = landed
 
@@ -85,9 +92,9 @@ def test_two_steps_written_out_as_in_the_paper() -> None:
     x1 = teacher(z1, same(t1, 4)).x_0
     z2 = alpha[t2] * x1 + sigma[t2] / sigma[t1] * (z1 - alpha[t1] * x1)
     wanted = (z2 - sigma[t2] / sigma[t] * z) / (alpha[t2] - sigma[t2] / sigma[t] * alpha[t])
-    found = progressive_target(teacher, z, same(t, 4), same(t2, 4), 2, schedule)
+    found = progressive_target(teacher, z, t, t2, 2, schedule)
     assert (found - wanted).abs().max() < 1e-12
-    other = progressive_target(teacher, z, same(t, 4), same(t2, 4), 1, schedule)
+    other = progressive_target(teacher, z, t, t2, 1, schedule)
     assert (found - other).abs().max() > 1e-3  # so that the steps between do matter
 
 
@@ -102,7 +109,7 @@ def test_a_target_is_a_mean_of_the_teachers_predictions(schedule: NoiseSchedule)
         return seen[-1]
 
     t, s = len(schedule) - 1.0, len(schedule) // 3
-    target = progressive_target(teacher, noise_of(5), same(t, 5), same(s, 5), 4, schedule)
+    target = progressive_target(teacher, noise_of(5), t, s, 4, schedule)
     times = torch.linspace(t, s, 5, dtype=torch.float64)
     ratio = (0.5 * schedule.log_snr(times)).exp()
     weights = (ratio[1:] - ratio[:-1]) / (ratio[-1] - ratio[0])
@@ -126,15 +133,15 @@ def test_second_order_steps_written_out_as_in_the_paper() -> None:
             d = (1 + 1 / (2 * r)) * predictions[-1] - 1 / (2 * r) * predictions[-2]
         x = noise[index + 1] / noise[index] * x - signal[index + 1] * math.expm1(-h) * d
     wanted = teacher(x, same(times[2], 4)).x_0  # the last step lands on x_0 itself
-    found = progressive_target(teacher, start, same(80, 4), same(-1, 4), 3, schedule, "dpm_solver_pp")
+    found = progressive_target(teacher, start, 80, -1, 3, schedule, "dpm_solver_pp")
     assert (found - wanted).abs().max() < 1e-10
-    assert (found - progressive_target(teacher, start, same(80, 4), same(-1, 4), 3, schedule)).abs().max() > 1e-4
+    assert (found - progressive_target(teacher, start, 80, -1, 3, schedule)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(("end", "share"), [(-1.0, 0.6), (20.0, 0.3)])  # the last step to clean data is of first order
 def test_second_order_is_nearer_to_many_steps(end: float, share: float) -> None:
     schedule = SCHEDULES["linear"]
-    teacher, x_t, t, s = mixture(schedule), noise_of(50), same(600, 50), same(end, 50)
+    teacher, x_t, t, s = mixture(schedule), noise_of(50), 600.0, end
     many = progressive_target(teacher, x_t, t, s, 500, schedule)
     first, second = (
         (progressive_target(teacher, x_t, t, s, 16, schedule, solver) - many).square().mean()
@@ -143,14 +150,25 @@ def test_second_order_is_nearer_to_many_steps(end: float, share: float) -> None:
     assert second < share * first
 
 
+def test_a_corrected_step_is_nearer_still_where_the_path_bends_most() -> None:
+    """From pure noise, with five steps: where a student's largest error has come from."""
+    schedule = SCHEDULES["linear"]
+    teacher, x_t = mixture(schedule), noise_of(50)
+    many = progressive_target(teacher, x_t, 999.0, 749.0, 250, schedule)
+    second, corrected = (
+        (progressive_target(teacher, x_t, 999.0, 749.0, 5, schedule, solver) - many).square().mean()
+        for solver in ("dpm_solver_pp", "unipc")
+    )
+    assert corrected < 0.5 * second
+
+
 @pytest.mark.parametrize("end", [-1.0, 10.0])
 def test_of_one_point_the_target_is_the_point(schedule: NoiseSchedule, end: float) -> None:
     point = torch.tensor([0.3, -0.9, 0.5], dtype=torch.float64)
     teacher, x_t = PointDenoiser(schedule, point), noise_of(4)
     t, s = same(len(schedule) - 1.0, 4), same(15.0, 4)
     targets = [
-        progressive_target(teacher, x_t, t, same(end, 4), 3, schedule),
-        progressive_target(teacher, x_t, t, same(end, 4), 3, schedule, "dpm_solver_pp"),
+        *(progressive_target(teacher, x_t, len(schedule) - 1.0, end, 3, schedule, solver) for solver in SOLVERS),
         consistency_target(teacher, teacher, x_t, t, s, same(end, 4), schedule),
     ]
     for target in targets:
@@ -162,13 +180,13 @@ def test_a_student_that_does_the_teachers_steps_is_consistent(schedule: NoiseSch
     teacher, end, rest = mixture(schedule), 3.0, 2
 
     def student(x_t: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
-        x_0 = progressive_target(teacher, x_t, t, same(end, len(t)), rest, schedule)
+        x_0 = progressive_target(teacher, x_t, float(t[0]), end, rest, schedule)
         return Prediction(x_0, process.eps_from_x_0(x_0, x_t, t, schedule))
 
     t, x_t = same(len(schedule) - 1.0, 4), noise_of(4)
     s = t + (end - t) / (rest + 1)
     found = consistency_target(teacher, student, x_t, t, s, same(end, 4), schedule)
-    wanted = progressive_target(teacher, x_t, t, same(end, 4), rest + 1, schedule)
+    wanted = progressive_target(teacher, x_t, float(t[0]), end, rest + 1, schedule)
     assert (found - wanted).abs().max() < 1e-10
 
 
@@ -179,15 +197,17 @@ def test_where_the_teacher_arrives_the_student_has_no_say(schedule: NoiseSchedul
     teacher, x_t = mixture(schedule), noise_of(2)
     end = torch.tensor([-1.0, 7.0], dtype=torch.float64)
     found = consistency_target(teacher, refusing, x_t, same(20, 2), end, end, schedule)
-    assert (found - progressive_target(teacher, x_t, same(20, 2), end, 1, schedule)).abs().max() < 1e-12
+    for row, s in enumerate(end.tolist()):
+        alone = progressive_target(teacher, x_t[row : row + 1], 20.0, s, 1, schedule)
+        assert (found[row] - alone[0]).abs().max() < 1e-12
 
 
 def test_a_clipped_teacher_gives_targets_in_range() -> None:
     schedule = SCHEDULES["linear"]
     wild: Denoiser = GaussianDenoiser(schedule, torch.full((3,), 0.9).double(), torch.eye(3).double())
-    x_t, t = 3 * noise_of(50), same(700.0, 50)
+    x_t = 3 * noise_of(50)
     for teacher, inside in ((wild, False), (clipped(wild, schedule), True)):
-        target = progressive_target(teacher, x_t, t, same(200.0, 50), 4, schedule)
+        target = progressive_target(teacher, x_t, 700.0, 200.0, 4, schedule)
         assert bool(target.abs().max() <= 1 + 1e-12) is inside
 
 

@@ -154,7 +154,7 @@ def test_the_times_of_a_batch_are_the_students_own(teacher: Path, tmp_path: Path
     _, objective = plan_of(teacher, tmp_path / "run").start(choose_engine("cpu", "float32"))
     assert isinstance(objective, DistillationObjective)
     t = torch.arange(60)
-    start, _, end = objective._times(t)
+    _, start, _, end = objective._times(t)
     assert sorted(set(zip(start.tolist(), end.tolist(), strict=True))) == [(19, -1), (39, 19), (59, 39)]
     assert torch.bincount(start.long())[[19, 39, 59]].tolist() == [20, 20, 20]
     assert (start >= t).all()

@@ -25,8 +25,9 @@ def distill(
         int | None, arg(metavar="K", help="of the teacher in one step of the distilled model; by default 5, or 8")
     ] = None,
     teacher_solver: Annotated[
-        Literal["dpm_solver_pp", "ddim"], arg(metavar="NAME", help="of those steps: dpm_solver_pp or ddim")
-    ] = "dpm_solver_pp",
+        Literal["unipc", "dpm_solver_pp", "ddim"],
+        arg(metavar="NAME", help="of those steps: unipc, dpm_solver_pp or ddim"),
+    ] = "unipc",
     train_steps: Annotated[
         int | None, arg(metavar="N", help="optimizer steps; by default as long as the teacher was trained")
     ] = None,

@@ -8,6 +8,7 @@ it is the weighted mean of their predictions, with positive weights: it stays in
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from ddpm.diffusion import objectives, process
 from ddpm.diffusion.denoiser import Denoiser, Parameterization, Prediction, to_prediction
+from ddpm.diffusion.noise import NoiseSource
+from ddpm.diffusion.samplers import CLEAN, SAMPLERS
 from ddpm.diffusion.schedules import NoiseSchedule, expand_like
 
-TeacherSolver = Literal["ddim", "dpm_solver_pp"]
+TeacherSolver = Literal["unipc", "dpm_solver_pp", "ddim"]
 
 
 def x_0_of_step(x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -38,12 +41,11 @@ def x_0_of_step(x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor, schedule: NoiseS
     return (x_s - expand_like(kept, x_t) * x_t) / expand_like(signal_s - kept * signal_t, x_t)
 
 
-@torch.no_grad()
 def progressive_target(
     teacher: Denoiser,
     x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
+    t: float,
+    s: float,
     num_steps: int,
     schedule: NoiseSchedule,
     solver: TeacherSolver = "ddim",
@@ -55,25 +57,18 @@ def progressive_target(
     Args:
         teacher: clipped as it is when it samples.
         x_t: [B, ...].
-        t: float64 [B], when the student's step begins.
-        s: float64 [B], when it ends; t - s is at least `num_steps`. -1 is clean data.
+        t: when the student's step begins, for all.
+        s: when it ends; t - s is at least `num_steps`. -1 is clean data.
         num_steps: of the teacher, evenly spaced from t to s.
         schedule: the noise schedule of both.
-        solver: of the teacher; "dpm_solver_pp" is DPM-Solver++ 2M, of second order at the same cost.
+        solver: of the teacher: the name of a sampler without noise, in its default order.
     """
-    x, now = x_t, t
-    prediction: Prediction | None = None
-    earlier: tuple[Tensor, Tensor] | None = None
-    for step in range(1, num_steps + 1):
-        then = s if step == num_steps else t + (s - t) * (step / num_steps)
-        prediction = teacher(x, now, prediction)
-        if earlier is None or solver == "ddim":
-            x_s = _ddim_step(prediction, then, schedule)
-        else:
-            x_0 = _extrapolated(prediction.x_0, now, then, *earlier, schedule)
-            x_s = _ddim_step(Prediction(x_0, process.eps_from_x_0(x_0, x, now, schedule)), then, schedule)
-        x, now, earlier = x_s, then, (prediction.x_0, now)
-    return x_0_of_step(x_t, x, t, s, schedule)
+    times = [t + (s - t) * step / num_steps for step in range(num_steps)]
+    unused = NoiseSource(0, [], x_t.shape[1:])
+    steps = SAMPLERS[solver].run(teacher, schedule, x_t, unused, timesteps=times if s == CLEAN else [*times, s])
+    x_s = next(islice(steps, num_steps - 1, None)).x
+    ends = torch.tensor([t, s], dtype=torch.float64)
+    return x_0_of_step(x_t, x_s, ends[0], ends[1], schedule)
 
 
 @torch.no_grad()
@@ -126,19 +121,6 @@ def student_parameterization(teacher: Parameterization) -> Parameterization:
     (Salimans & Ho 2022, Sec. 4).
     """
     return teacher if teacher in ("v", "x_0") else "v"
-
-
-def _extrapolated(
-    x_0: Tensor, now: Tensor, then: Tensor, x_0_before: Tensor, before: Tensor, schedule: NoiseSchedule
-) -> Tensor:
-    """Return x_0 halfway through the step from `now` to `then`, in log SNR (Lu et al. 2022b, Alg. 2: D_i).
-
-    A step to clean data, or after one from pure noise, has no middle: it takes x_0 as it is.
-    """
-    log_snr = schedule.log_snr(now)
-    ratio = (schedule.log_snr(then) - log_snr) / (log_snr - schedule.log_snr(before))
-    weight = expand_like(torch.where(ratio.isfinite(), ratio / 2, 0.0), x_0)
-    return x_0 + weight * (x_0 - x_0_before)
 
 
 def _ddim_step(prediction: Prediction, s: Tensor, schedule: NoiseSchedule) -> Tensor:

@@ -64,7 +64,7 @@ class DistillationObjective(Objective):
 
     def losses(self, network: nn.Module, batch: Batch, *, dropout: bool = True) -> Losses:
         """Return the loss of each picture, float32 [B] on the device; without dropout, as the target has no noise."""
-        start, arrival, end = self._times(batch.t)
+        step, start, arrival, end = self._times(batch.t)
         x_t = process.q_sample(batch.x_0, start, batch.eps, self.schedule).to(self.engine.device)
         if self.engine.channels_last:
             x_t = x_t.to(memory_format=torch.channels_last)
@@ -73,14 +73,23 @@ class DistillationObjective(Objective):
                 student = self._clipped(network)
                 target = consistency_target(self.teacher, student, x_t, start, arrival, end, self.schedule)
             else:
-                steps, solver = self.distillation.teacher_steps, self.distillation.teacher_solver
-                target = progressive_target(self.teacher, x_t, start, end, steps, self.schedule, solver)
+                target = self._progressive_targets(x_t, step)
         output = self._run(network, x_t, start, None)
         loss = student_loss(output, target, x_t, start, self.schedule, self.config.parameterization)
         return Losses(loss)
 
-    def _times(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return when a picture's step begins, where the teacher's first step from there arrives, and when it ends.
+    def _progressive_targets(self, x_t: Tensor, step: Tensor) -> Tensor:
+        """Return the targets of pictures that train these steps of the student: one walk of the teacher for each."""
+        how, bounds = self.distillation, [*self.timesteps, CLEAN]
+        targets = torch.empty_like(x_t)
+        for number in sorted(set(step.tolist())):
+            rows = (step == number).nonzero().squeeze(1).to(x_t.device)
+            walk = (x_t[rows], bounds[number], bounds[number + 1], how.teacher_steps)
+            targets[rows] = progressive_target(self.teacher, *walk, self.schedule, how.teacher_solver).to(x_t)
+        return targets
+
+    def _times(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return which step a picture trains, when its part begins, where the teacher's first step arrives, its end.
 
         A progressive student is only trained where its steps begin; a consistent one, all along them.
         """
@@ -93,7 +102,7 @@ class DistillationObjective(Objective):
         if self.distillation.method == "progressive":
             made = torch.zeros_like(made)
         arrival = (begin + (end - begin) * ((made + 1) / parts)).where(made + 1 < parts, end)
-        return begin + (end - begin) * (made / parts), arrival, end
+        return step, begin + (end - begin) * (made / parts), arrival, end
 
     def _clipped(self, network: nn.Module) -> Denoiser:
         denoiser = network_denoiser(network, self.schedule, self.config.parameterization)
@@ -158,7 +167,7 @@ def make_distillation_plan(
     steps: int = 4,
     method: str = "progressive",
     teacher_steps: int | None = None,
-    teacher_solver: str = "dpm_solver_pp",
+    teacher_solver: str = "unipc",
     data: str | None = None,
     out: str | Path | None = None,
     cache_dir: Path | None = None,
@@ -175,7 +184,7 @@ def make_distillation_plan(
         steps: sampling steps of the student.
         method: "progressive" or "consistency".
         teacher_steps: of the teacher in one of the student's; none: 5 or 8 by method, if the schedule has so many.
-        teacher_solver: "dpm_solver_pp" or "ddim", for those steps.
+        teacher_solver: "unipc", "dpm_solver_pp" or "ddim", for those steps.
         data: to train on; none: the teacher's.
         out: the run folder; none: beside the teacher's, named after it and the steps.
         cache_dir: of decoded pictures.

@@ -221,12 +221,13 @@ def _factor(covariance: Tensor) -> Tensor:
 
     Cholesky costs a tenth, and its rounding is as small beside the largest eigenvalue; singular matrices stop it.
     """
-    lower, failed = torch.linalg.cholesky_ex(covariance)
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(covariance)
     if not failed:
-        return lower
+        return factor
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
-    factor: Tensor = vectors[:, kept] * values[kept].sqrt()
+    factor = vectors[:, kept] * values[kept].sqrt()
     return factor
 
 
