@@ -24,6 +24,7 @@ from ddpm.evaluation import plan as plan_module
 from ddpm.evaluation import subject
 from ddpm.evaluation.copies import shrunk
 from ddpm.evaluation.extractors.features import Features, Pixels
+from ddpm.evaluation.likelihood import bound
 from ddpm.evaluation.likelihood import scores as likelihood_scores
 from ddpm.evaluation.likelihood.ode import ode_bits_per_dim_of
 from ddpm.evaluation.opening import Request
@@ -356,6 +357,18 @@ def test_likelihoods_sample_nothing_and_stand_beside_the_histogram(
     page = report.page()
     assert page.count('alt="the bound"') == 2
     assert "Nearest training" not in page
+
+
+def test_bits_are_measured_once(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bits() -> Any:
+        return values(ddpm.evaluate(trained, n=4, metrics=["bits"], device="cpu", quiet=True))
+
+    first, (file,) = bits(), shard_files(tmp_path, "bits")
+    with monkeypatch.context() as patch:
+        patch.setattr(bound, "level_terms", None)
+        assert bits() == first
+    file.write_bytes(b"of a broken disk")
+    assert bits() == first
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from ddpm.evaluation.report.report import Report
 from ddpm.evaluation.scores.colour import ColourDrift, colour_drift
 from ddpm.evaluation.scores.pixel_scores import PixelScores, pixel_scores
 from ddpm.evaluation.scores.spread import spread
-from ddpm.evaluation.shards import Job, clean
+from ddpm.evaluation.shards import Job, KeptRows, clean, digest
 from ddpm.evaluation.workers import run_jobs
 from ddpm.model import Model
 
@@ -142,7 +142,9 @@ class _Scoring:
         self.details["pixels"] = found.as_tree()
 
     def _bits(self, evidence: Evidence | None) -> None:
-        scores, found = bound_scores(self._model(), self.plan.store, self._unseen(), self.progress)
+        plan = self.plan
+        keeper = KeptRows(plan.samples.root / f"bits-{digest(plan.samples.source.key())}")
+        scores, found = bound_scores(self._model(), plan.store, self._unseen(), keeper, self.progress)
         self.scores += scores
         self.details["bits"] = found.as_tree()
         self.exhibits.bits = found

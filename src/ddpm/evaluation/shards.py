@@ -144,6 +144,30 @@ class Worker:
         return pictures
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """Arrays in files of a folder, each named by a hash of all that decides what is in it.
+
+    Attributes:
+        folder: where they are.
+    """
+
+    folder: Path
+
+    def get(self, key: Mapping[str, Any]) -> NDArray[np.float64] | None:
+        """Return what was put there; None for nothing, or a file that a disk has broken."""
+        file = self._file(key)
+        return _read(file, count)["rows"] if (count := _count_of(file)) else None
+
+    def put(self, key: Mapping[str, Any], rows: NDArray[np.float64]) -> None:
+        """Write an array, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self._file(key), {"rows": rows})
+
+    def _file(self, key: Mapping[str, Any]) -> Path:
+        return self.folder / f"{digest(key)}.npz"
+
+
 def work_root(cache_dir: Path | None = None) -> Path:
     """Return the folder of all evaluations' shards, in the cache."""
     return cache_root(cache_dir).parent / "evaluations"

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -102,6 +104,47 @@ def plain_log_mass(x: float, mean: float, deviation: float, levels: int) -> floa
         if low + high < 0:
             low, high = -high, -low
         return float(mpmath.log((mpmath.erfc(low) - mpmath.erfc(high)) / 2))
+
+
+class Killed(Exception):
+    pass
+
+
+class DiesAt:
+    """Keeps arrays in memory, and dies instead of keeping one more than `most`."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.kept: dict[str, np.ndarray] = {}
+        self.most = most
+
+    def get(self, key: Mapping[str, Any]) -> np.ndarray | None:
+        return self.kept.get(json.dumps(key))
+
+    def put(self, key: Mapping[str, Any], rows: np.ndarray) -> None:
+        if len(self.kept) == self.most:
+            raise Killed
+        self.kept[json.dumps(key)] = rows
+
+
+def test_a_killed_measurement_goes_on_and_ends_with_the_same_bits(model: Model, digits: Store) -> None:
+    passes: list[int] = []
+
+    @contextmanager
+    def counting(total: int | None, description: str) -> Iterator[Any]:
+        yield SimpleNamespace(update=passes.append)
+
+    whole = bits_per_dim_of(model, digits, n=6, batch_size=2, strata=5, progress=counting)
+    assert sum(passes) == 3 * 6
+    keeper = DiesAt(2)
+    with pytest.raises(Killed):
+        bits_per_dim_of(model, digits, n=6, batch_size=2, strata=5, keeper=keeper)
+    keeper.most = None
+    passes.clear()
+    assert bits_per_dim_of(model, digits, n=6, batch_size=2, strata=5, keeper=keeper, progress=counting) == whole
+    assert passes == [6, 6] + [1] * 6
+    other = bits_per_dim_of(model, digits, n=6, batch_size=2, strata=5, keeper=keeper, seed=1)
+    assert other.total != whole.total
+    assert len(keeper.kept) == 6
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,18 @@ standard error with 25, 50, 100 and 200 is 0.0240, 0.0226, 0.0223 and 0.0222 bit
 _VALUES_AT_ONCE = 2**18  # values of x_t in memory at once: activations stay under about 2 GiB
 
 
+class Keeper(Protocol):
+    """Keeps arrays by all that decides what is in them, as JSON values: work that was killed goes on."""
+
+    def get(self, key: Mapping[str, Any]) -> NDArray[np.float64] | None:
+        """Return what was put there, or None."""
+        ...
+
+    def put(self, key: Mapping[str, Any], rows: NDArray[np.float64]) -> None:
+        """Keep an array."""
+        ...
+
+
 def bits_per_dim_of(
     model: Model,
     data: Store | Pictures,
@@ -38,6 +50,7 @@ def bits_per_dim_of(
     strata: int | None = STRATA,
     variance: ReverseVariance | None = None,
     batch_size: int | None = None,
+    keeper: Keeper | None = None,
     progress: ProgressFactory = silent,
 ) -> BitsPerDim:
     """Estimate the variational bound of a model on pictures, without bias (Ho et al. 2020, Eq. 5).
@@ -54,6 +67,8 @@ def bits_per_dim_of(
         strata: ranges of times, of which a picture sees one time each; none: every time, T network passes.
         variance: of the reverse process; none: what it samples with.
         batch_size: pictures at once; none: what fits in about 2 GiB.
+        keeper: keeps the terms of each batch of this model, so that a measurement that was killed goes on; none:
+            nothing is kept.
         progress: told of every network pass.
 
     Raises:
@@ -74,17 +89,27 @@ def bits_per_dim_of(
     batches = unseen.batches(batch_size or max(1, _VALUES_AT_ONCE // unseen.dimensions))
     with full_precision(model) as precision:
         variance = variance or model.sampling.variance or model.variance
-        with progress(len(batches) * draws * (len(ranges) + 1), "bits/dim") as shown:
-            rows = torch.cat([_rows(unseen, batch, ranges, draws, variance, shown) for batch in batches])
-    recipe = {
-        "score": "variational bound",
-        **unseen.recipe,
-        "draws": draws,
-        "times_a_picture": len(ranges) + 1,
-        "variance": variance,
-        "precision": f"network {precision}, terms float64",
-    }
-    return _summary(rows, ranges, recipe)
+        recipe = {
+            "score": "variational bound",
+            **unseen.recipe,
+            "draws": draws,
+            "times_a_picture": len(ranges) + 1,
+            "variance": variance,
+            "precision": f"network {precision}, terms float64",
+        }
+        passes, rows = draws * (len(ranges) + 1), []
+        with progress(len(batches) * passes, "bits/dim") as shown:
+            for batch in batches:
+                key = {**recipe, "numbers": batch.tolist()}
+                found = keeper.get(key) if keeper else None
+                if found is None:
+                    found = _rows(unseen, batch, ranges, draws, variance, shown)
+                    if keeper:
+                        keeper.put(key, found)
+                else:
+                    shown.update(passes)
+                rows.append(found)
+    return _summary(torch.from_numpy(np.concatenate(rows)), ranges, recipe)
 
 
 def _rows(
@@ -94,7 +119,7 @@ def _rows(
     draws: int,
     variance: ReverseVariance,
     shown: Progress,
-) -> Tensor:
+) -> NDArray[np.float64]:
     """Return a row a picture: L_T, L_0, every stratum in bits/dim, then the squared error of L_0 and every stratum."""
     model, x_0, noise = unseen.model, unseen.x_0(numbers), unseen.noise(numbers)
     assert model.codec.levels is not None  # checked before the first network pass
@@ -113,7 +138,8 @@ def _rows(
         )
         repeats.append(_columns(terms, unseen.dimensions, shown))
     prior = bits_per_dim(prior_term(x_0, model.schedule), unseen.dimensions)
-    return torch.cat([prior.unsqueeze(1), torch.stack(repeats).mean(0)], 1).cpu()
+    rows: NDArray[np.float64] = torch.cat([prior.unsqueeze(1), torch.stack(repeats).mean(0)], 1).cpu().numpy()
+    return rows
 
 
 def _columns(terms: Iterator[LevelTerm], dimensions: int, shown: Progress) -> Tensor:

@@ -7,7 +7,7 @@ import math
 from ddpm.data import ProgressFactory, Store
 from ddpm.diffusion.bits import BitsPerDim
 from ddpm.diffusion.ode_likelihood import PROBES
-from ddpm.evaluation.likelihood.bound import bits_per_dim_of
+from ddpm.evaluation.likelihood.bound import Keeper, bits_per_dim_of
 from ddpm.evaluation.likelihood.histogram import histogram_bits_per_dim
 from ddpm.evaluation.likelihood.ode import OdeBitsPerDim, ode_bits_per_dim_of
 from ddpm.evaluation.metrics import SEED, Score
@@ -19,13 +19,15 @@ ODE_PICTURES = 16
 _EXACT = 16  # values of a picture up to which its divergence is exact here: each costs as many gradients a pass
 
 
-def bound_scores(model: Model, store: Store, n: int, progress: ProgressFactory) -> tuple[list[Score], BitsPerDim]:
+def bound_scores(
+    model: Model, store: Store, n: int, keeper: Keeper, progress: ProgressFactory
+) -> tuple[list[Score], BitsPerDim]:
     """Return the variational bound on `n` held-out pictures beside the histogram's bits/dim, and all of its terms.
 
     Raises:
         DdpmError: as `bits_per_dim_of`.
     """
-    found = bits_per_dim_of(model, store, n=n, seed=SEED, progress=progress)
+    found = bits_per_dim_of(model, store, n=n, seed=SEED, keeper=keeper, progress=progress)
     score = Score(
         name="bits_per_dim",
         label="bits/dim, variational bound",
