@@ -106,7 +106,7 @@ def plain_log_mass(x: float, mean: float, deviation: float, levels: int) -> floa
         return float(mpmath.log((mpmath.erfc(low) - mpmath.erfc(high)) / 2))
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -122,7 +122,7 @@ class DiesAt:
 
     def put(self, key: Mapping[str, Any], rows: np.ndarray) -> None:
         if len(self.kept) == self.most:
-            raise Killed
+            raise KilledError
         self.kept[json.dumps(key)] = rows
 
 
@@ -136,7 +136,7 @@ def test_a_killed_measurement_goes_on_and_ends_with_the_same_bits(model: Model, 
     whole = bits_per_dim_of(model, digits, n=6, batch_size=2, strata=5, progress=counting)
     assert sum(passes) == 3 * 6
     keeper = DiesAt(2)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         bits_per_dim_of(model, digits, n=6, batch_size=2, strata=5, keeper=keeper)
     keeper.most = None
     passes.clear()
