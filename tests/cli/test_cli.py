@@ -114,6 +114,16 @@ def test_inspect_says_what_things_are(trained: Path, capsys: Capture) -> None:
     assert Image.open("grid.png").width >= 64
 
 
+def test_a_dry_run_refuses_features_that_a_run_would_refuse(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(
+            ["train", "digits", "--dry-run", "--set", "training.score=kernel", "--set", "training.score_features=pixel"]
+        )
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert "did you mean 'pixels'" in err
+
+
 def test_a_dry_run_prints_what_config_reads_and_writes_nothing(tiny_words: list[str], capsys: Capture) -> None:
     words = ["train", "digits", "--dry-run", "--seed", "3", "--batch-size", "4", "--out", "here", *tiny_words]
     main([*words, "--steps", "9", "--set", "training.milestones=1"])

@@ -67,7 +67,7 @@ def distill(
     tree = merge(given, {} if seed is None else {"seed": seed})
     tree = merge(tree, parse_assignments(set))
 
-    from ddpm.evaluation.scorer import scorer_for
+    from ddpm.evaluation.scorer import extractor_for, scorer_for
     from ddpm.terminal import bar
     from ddpm.training.display import show_run
     from ddpm.training.distill import make_distillation_plan
@@ -84,6 +84,7 @@ def distill(
         progress=bar,
     )
     if dry_run:
+        extractor_for(plan)
         print(json.dumps({"out": str(plan.out), **to_tree(plan.config)}, indent=2))
         return
     show_run(plan, scorer_for(plan, progress=bar))

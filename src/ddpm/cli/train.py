@@ -62,13 +62,14 @@ def train(
     tree = merge(tree, _flags(size=size, steps=steps, batch_size=batch_size, seed=seed))
     tree = merge(tree, parse_assignments(set))
 
-    from ddpm.evaluation.scorer import scorer_for
+    from ddpm.evaluation.scorer import extractor_for, scorer_for
     from ddpm.terminal import bar
     from ddpm.training.display import show_run
     from ddpm.training.plan import make_plan
 
     plan = make_plan(data, tree, preset=preset, out=out, progress=bar)
     if dry_run:
+        extractor_for(plan)
         print(json.dumps({"preset": plan.preset, "out": str(plan.out), **to_tree(plan.config)}, indent=2))
         return
     show_run(plan, scorer_for(plan, progress=bar))

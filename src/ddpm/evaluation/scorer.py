@@ -81,21 +81,13 @@ def scorer_for(plan: Plan, *, progress: ProgressFactory = silent) -> Scorer | No
         progress: told of every training picture whose features are made.
 
     Raises:
-        ConfigError: for an extractor that is not known.
-        ModelFileError: for a file of an extractor that is not what it should be.
-        DataError: if there are too few pictures, or the extractor cannot read them.
+        DdpmError: as `extractor_for`; DataError if the extractor cannot read the pictures.
     """
-    training = plan.config.training
-    if training.score == "loss":
+    extractor = extractor_for(plan)
+    if extractor is None:
         return None
-    metric = FEATURE_METRICS[_METRICS[training.score]]
-    if len(plan.store.train) < metric.least:
-        raise DataError(
-            f"training.score is '{training.score}', but there are {len(plan.store.train):,} training pictures; "
-            f"it needs at least {metric.least}"
-        )
+    training = plan.config.training
     device = choose_engine(training.device, training.precision).device
-    extractor = load_extractor(training.score_features or default_features(plan.store), device=device)
     reference = _training_features(plan.store, extractor, device, progress)
     return DistanceScorer(
         name=training.score,
@@ -103,8 +95,29 @@ def scorer_for(plan: Plan, *, progress: ProgressFactory = silent) -> Scorer | No
         seed=plan.config.seed,
         extractor=extractor,
         value_range=plan.store.value_range,
-        distance=metric.prepare(reference),
+        distance=FEATURE_METRICS[_METRICS[training.score]].prepare(reference),
     )
+
+
+def extractor_for(plan: Plan) -> Extractor | None:
+    """Return the extractor that a run is scored with, or None where its best model is chosen by held-out loss.
+
+    Raises:
+        ConfigError: for an extractor that is not known.
+        ModelFileError: for a file of an extractor that is not what it should be.
+        DataError: if there are too few pictures.
+    """
+    training = plan.config.training
+    if training.score == "loss":
+        return None
+    least = FEATURE_METRICS[_METRICS[training.score]].least
+    if len(plan.store.train) < least:
+        raise DataError(
+            f"training.score is '{training.score}', but there are {len(plan.store.train):,} training pictures; "
+            f"it needs at least {least}"
+        )
+    device = choose_engine(training.device, training.precision).device
+    return load_extractor(training.score_features or default_features(plan.store), device=device)
 
 
 def _training_features(
