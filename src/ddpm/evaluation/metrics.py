@@ -143,8 +143,10 @@ def _pair(estimate: Estimate) -> tuple[float, float | None]:
 
 FEATURE_METRICS: dict[str, FeatureMetric] = {
     "kid": FeatureMetric("pooled", LEAST, _kernel, {"kid": ("KID, kernel distance", "0 is perfect")}),
-    "fid": FeatureMetric("pooled", 2, _frechet("fid"), {"fid": ("FID, Fréchet distance", "lower is better")}),
-    "sfid": FeatureMetric("spatial", 2, _frechet("sfid"), {"sfid": ("sFID, of spatial features", "lower is better")}),
+    "fid": FeatureMetric("pooled", LEAST, _frechet("fid"), {"fid": ("FID, Fréchet distance", "lower is better")}),
+    "sfid": FeatureMetric(
+        "spatial", LEAST, _frechet("sfid"), {"sfid": ("sFID, of spatial features", "lower is better")}
+    ),
     "is": FeatureMetric(
         "probabilities", 2 * SPLITS, _inception, {"is": ("IS, inception score", "higher: sure and varied")}
     ),
