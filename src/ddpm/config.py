@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from ddpm.adapter_config import FineTuningConfig, LoraConfig
 from ddpm.errors import ConfigError, nearest
 from ddpm.sampling_config import SamplingConfig, Variance
 from ddpm.section import Section
@@ -209,6 +210,8 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
     distillation: DistillationConfig | None = None
+    lora: LoraConfig = LoraConfig()
+    fine_tuning: FineTuningConfig | None = None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
@@ -233,6 +236,8 @@ class Config(Section):
                 f"sampling.timesteps begins at {times[0]:g}; expected at most {self.schedule.num_timesteps - 1}, the "
                 "last timestep of training"
             )
+        if self.lora.rank and self.fine_tuning is None:
+            raise ValueError(f"lora.rank is {self.lora.rank}, but there is no base to update; add --init MODEL")
         return self
 
 

@@ -13,7 +13,8 @@ from ddpm.evaluation.scorer import scorer_for
 from ddpm.model import Model
 from ddpm.terminal import bar
 from ddpm.training.display import show_run
-from ddpm.training.plan import make_plan
+from ddpm.training.fine_tune import make_fine_tuning_plan
+from ddpm.training.plan import Plan, make_plan
 from ddpm.training.run import run
 from ddpm.training.run_folder import RunFolder
 
@@ -27,6 +28,7 @@ def train(
     batch_size: int | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
+    init: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> Model:
@@ -39,12 +41,14 @@ def train(
         steps: optimizer steps in all; none: the preset's.
         batch_size: pictures an optimizer step; none: the preset's.
         seed: of every random number.
-        out: the run folder; none: ``runs/NAME``.
+        out: the run folder; none: ``runs/NAME``, or ``runs/NAME-from-BASE`` with a base.
+        init: a model, or the run folder of one, whose weights to begin with: fine-tuning.
         overrides: a tree of any other configuration values, for example ``{"network": {"dropout": 0.1}}``.
         quiet: show no progress.
 
     Raises:
-        ConfigError: for a value that is not valid.
+        ConfigError: for a value that is not valid, or contradicts the base.
+        ModelFileError: if there is no base.
         DataError: if the data cannot be used.
         RunError: if the folder holds another run, or cannot be written.
         TrainingError: if training cannot go on; what was reached is saved.
@@ -56,7 +60,11 @@ def train(
         "seed": seed,
     }
     tree = merge(_given(named), overrides or {})
-    plan = make_plan(data, tree, preset=preset, out=out, progress=None if quiet else bar)
+    progress = None if quiet else bar
+    if init is not None:
+        plan: Plan = make_fine_tuning_plan(init, data, tree, preset=preset, out=out, progress=progress)
+    else:
+        plan = make_plan(data, tree, preset=preset, out=out, progress=progress)
     scorer = scorer_for(plan, progress=silent if quiet else bar)
     if quiet:
         deque(run(plan, scorer), maxlen=0)

@@ -115,6 +115,9 @@ def _inspect_file(path: Path) -> None:
     if isinstance(origin, dict):
         teacher, digest = origin.get("teacher", "?"), str(origin.get("teacher_sha256", "?"))[:12]
         print(f"distilled from: {teacher} (SHA-256 {digest}...), {origin.get('method', '?')}")
+    begun = provenance.get("initialized_from")
+    if isinstance(begun, dict):
+        print(f"begun with: {begun.get('base', '?')} (SHA-256 {str(begun.get('base_sha256', '?'))[:12]}...)")
     print(f"recommended: {json.dumps(advice.as_tree())}")
     print(f"sample from it: ddpm sample {path}")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm.config import merge, parse_assignments, read_file, to_tree
 from ddpm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ddpm.training.plan import Plan
 
 
 def train(
@@ -32,6 +35,10 @@ def train(
     out: Annotated[
         Path | None, arg(metavar="RUN", help="the run folder; by default runs/NAME. An existing one is resumed")
     ] = None,
+    init: Annotated[
+        Path | None,
+        arg(metavar="MODEL|RUN", help="begin with the weights of this model: fine-tuning; its network stays as it is"),
+    ] = None,
     config: Annotated[
         Path | None, arg(metavar="FILE", help="a .json or .toml file of configuration values, over the preset's")
     ] = None,
@@ -52,6 +59,7 @@ def train(
         batch_size: of an optimizer step.
         seed: of the run.
         out: the run folder.
+        init: a model to begin with.
         config: a file of values.
         set: single values.
         dry_run: only show.
@@ -65,9 +73,13 @@ def train(
     from ddpm.evaluation.scorer import extractor_for, scorer_for
     from ddpm.terminal import bar
     from ddpm.training.display import show_run
+    from ddpm.training.fine_tune import make_fine_tuning_plan
     from ddpm.training.plan import make_plan
 
-    plan = make_plan(data, tree, preset=preset, out=out, progress=bar)
+    if init is not None:
+        plan: Plan = make_fine_tuning_plan(init, data, tree, preset=preset, out=out, progress=bar)
+    else:
+        plan = make_plan(data, tree, preset=preset, out=out, progress=bar)
     if dry_run:
         extractor_for(plan)
         print(json.dumps({"preset": plan.preset, "out": str(plan.out), **to_tree(plan.config)}, indent=2))

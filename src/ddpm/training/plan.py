@@ -15,7 +15,7 @@ from ddpm.codec import PixelCodec
 from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
 from ddpm.diffusion.noise import stream
-from ddpm.diffusion.schedules import make_schedule
+from ddpm.diffusion.schedules import NoiseSchedule, make_schedule
 from ddpm.engine import Engine, choose_engine
 from ddpm.errors import ConfigError
 from ddpm.model import Model
@@ -55,15 +55,9 @@ class Plan:
     def start(self, engine: Engine) -> tuple[nn.Module, Objective]:
         """Return the network of the first step, in its place, and what is minimised."""
         config = self.config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(stream(config.seed, "weights").integers(2**63)))
-            learned = config.objective.variance == "learned"
-            network = engine.place(build_network(config.network, self.picture_shape, learned_variance=learned))
-        schedule = make_schedule(
-            config.schedule.name, config.schedule.num_timesteps, zero_terminal_snr=config.schedule.zero_terminal_snr
-        )
+        network = engine.place(self.first_network())
         objective = Objective(
-            schedule=schedule,
+            schedule=self.schedule(),
             config=config.objective,
             engine=engine,
             levels=self.codec.levels,
@@ -71,6 +65,18 @@ class Plan:
             self_conditioning=config.network.self_conditioning,
         )
         return network, objective
+
+    def first_network(self) -> nn.Module:
+        """Return the network of the first step, with weights drawn by the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(stream(self.config.seed, "weights").integers(2**63)))
+            learned = self.config.objective.variance == "learned"
+            return build_network(self.config.network, self.picture_shape, learned_variance=learned)
+
+    def schedule(self) -> NoiseSchedule:
+        """Return the noise schedule."""
+        section = self.config.schedule
+        return make_schedule(section.name, section.num_timesteps, zero_terminal_snr=section.zero_terminal_snr)
 
     def lineage(self) -> dict[str, Any]:
         """Return what provenance says of models that this one comes from."""
@@ -124,6 +130,8 @@ def _refuse_early(preset: str, tree: Mapping[str, Any], folder: RunFolder) -> Co
     """Return the configuration as far as it is known; whatever is wrong in it is said before any picture is read."""
     if tree.get("distillation") is not None:
         raise ConfigError("the configuration is of a distillation; use 'ddpm distill' with its teacher")
+    if isinstance(base := tree.get("fine_tuning"), Mapping):
+        raise ConfigError(f"the configuration is of a fine-tuning; add --init {base.get('base', 'MODEL')}")
     known = {key: value for key, value in tree.items() if preset != "auto" or key != "network"}
     config = from_tree(known)  # the network of "auto" depends on the data, and so does whether its values fit
     choose_engine(config.training.device, config.training.precision)
@@ -170,6 +178,7 @@ def may_change_on_resume(line: str) -> bool:
         "data.on_bad_file",
         "data.max_bad_share",
         "distillation.teacher",
+        "fine_tuning.base",
     } or key.startswith("sampling.")
 
 
