@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ddpm.adapter_config import FineTuningConfig, LoraConfig
+from ddpm.conditions_config import ConditionsConfig
 from ddpm.errors import ConfigError, nearest
 from ddpm.sampling_config import SamplingConfig, Variance
 from ddpm.section import Section
@@ -204,6 +205,7 @@ class Config(Section):
 
     seed: int = Field(0, ge=0, lt=2**63, description="key of every random number of the run")
     data: DataConfig = DataConfig()
+    conditions: ConditionsConfig = ConditionsConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     network: NetworkConfig = NetworkConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -15,8 +15,18 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from ddpm.codec import Pictures, PixelCodec
+from ddpm.conditioning import draw, encode
+from ddpm.conditions import Condition
+from ddpm.conditions_config import ConditionSpec
 from ddpm.config import MIN_SIZE, NetworkConfig, explain
-from ddpm.diffusion.denoiser import Denoiser, Parameterization, clipped, network_denoiser
+from ddpm.diffusion.denoiser import (
+    ConditionalDenoiser,
+    Denoiser,
+    Parameterization,
+    bound,
+    clipped,
+    conditional_denoiser,
+)
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
@@ -47,6 +57,7 @@ class Model:
         schedule: the noise schedule of training.
         parameterization: what the network outputs.
         variance: of the reverse process in training.
+        conditions: what `network` is conditioned on; empty for an unconditional model.
         codec: pictures <-> x_0.
         picture_shape: (H, W, C).
         sampling: the recommended sampler, steps and options.
@@ -60,6 +71,7 @@ class Model:
     codec: PixelCodec
     picture_shape: tuple[int, int, int]
     variance: Variance = "fixed_large"
+    conditions: ConditionSpec = field(default_factory=ConditionSpec)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -83,18 +95,42 @@ class Model:
         self.network.to(device)
         return self
 
-    def denoiser(self, *, clip: bool = True) -> Denoiser:
-        """Return what samplers see; with `clip`, x_0 is kept in the range of the data."""
-        denoiser = network_denoiser(
-            self.network,
+    def conditional_denoiser(self) -> ConditionalDenoiser:
+        """Return what guidance composes: x_0 may leave the range of the data, as clipping comes last."""
+        network = self.network if self.conditions.any else _unconditional(self.network)
+        return conditional_denoiser(
+            network,
             self.schedule,
             self.parameterization,
             self_conditioning=self.network_config.self_conditioning,
             x_0_range=self.codec.clip_range,
         )
+
+    def denoiser(self, *, clip: bool = True, condition: Condition | None = None) -> Denoiser:
+        """Return what samplers see; with `clip`, x_0 is kept in the range of the data.
+
+        Args:
+            clip: whether it is.
+            condition: of the pictures, on the model's device; none: the model's pictures in general.
+        """
+        denoiser = bound(self.conditional_denoiser(), condition)
         if clip and self.codec.clip_range is not None:
             return clipped(denoiser, self.schedule, *self.codec.clip_range)
         return denoiser
+
+    def condition_of(self, pictures: Sequence[int], *, seed: int = 0) -> Condition | None:
+        """Return conditions for the pictures of these numbers, drawn as often as the training data have them.
+
+        They are a function of (seed, number of the picture), as the noise is. None for an unconditional model.
+
+        Raises:
+            SamplingError: if the model makes pictures from other pictures, which cannot be drawn.
+        """
+        if not self.conditions.any:
+            return None
+        if self.conditions.picture is not None:
+            raise SamplingError("this model makes a picture from another one; name it, with --image or image=")
+        return encode(self.conditions, draw(self.conditions, pictures, seed)).to(self.device)
 
     def with_sampling(self, **changes: Any) -> Model:
         """Return the model with some fields of its sampling advice replaced; a value of None changes nothing.
@@ -130,10 +166,13 @@ class Model:
             return self.with_sampling(steps=steps)
         return self.with_sampling(sampler=SamplingConfig().sampler, steps=steps)
 
-    def sample_steps(self, pictures: Sequence[int], *, seed: int = 0) -> Iterator[SampleStep]:
+    def sample_steps(
+        self, pictures: Sequence[int], *, seed: int = 0, condition: Condition | None = None
+    ) -> Iterator[SampleStep]:
         """Sample the pictures of these numbers as one batch, yielding after each step; x is x_s [B, C, H, W].
 
-        The noise of picture i is a function of (seed, i): the same in any batch, in any order.
+        The noise of picture i is a function of (seed, i): the same in any batch, in any order. So is its condition
+        where none is given to a conditional model.
         """
         height, width, channels = self.picture_shape
         noise = NoiseSource(seed, pictures, (channels, height, width), device=self.device)
@@ -146,7 +185,7 @@ class Model:
                 f"variance 'learned', but this model's variance is {self.variance}; use 'fixed_large' or 'fixed_small'"
             )
         return sampler.run(
-            self.denoiser(clip=advice.clip),
+            self.denoiser(clip=advice.clip, condition=self._placed(condition, pictures, seed)),
             self.schedule,
             noise.normal(0, "x_T"),
             noise,
@@ -154,6 +193,15 @@ class Model:
             or spaced_timesteps(advice.steps, self.schedule, advice.spacing or sampler.spacing),
             **options,
         )
+
+    def _placed(self, condition: Condition | None, pictures: Sequence[int], seed: int) -> Condition | None:
+        if condition is None:
+            return self.condition_of(pictures, seed=seed) if len(pictures) else None
+        if not self.conditions.any:
+            raise SamplingError("this model was trained without conditions, but is given some; leave them out")
+        if len(condition) != len(pictures):
+            raise SamplingError(f"{len(condition)} conditions for {len(pictures)} pictures; expected one for each")
+        return condition.to(self.device)
 
     def sample(
         self,
@@ -199,14 +247,21 @@ class Model:
         size = batch_size or max(1, _VALUES_A_BATCH // math.prod(self.picture_shape))
         return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
-    def sample_numbers(self, pictures: Sequence[int], *, seed: int = 0, on_step: OnStep | None = None) -> Pictures:
-        """Return the pictures of these numbers [n, H, W, C], made as one batch.
+    def sample_numbers(
+        self,
+        pictures: Sequence[int],
+        *,
+        seed: int = 0,
+        condition: Condition | None = None,
+        on_step: OnStep | None = None,
+    ) -> Pictures:
+        """Return the pictures of these numbers [n, H, W, C], made as one batch; see `sample_steps`.
 
         Raises:
             SamplingError: if the network returns numbers that are not finite.
         """
         x_0: Tensor | None = None
-        for step in self.sample_steps(pictures, seed=seed):
+        for step in self.sample_steps(pictures, seed=seed, condition=condition):
             x_0 = step.x
             if on_step is not None:
                 on_step(step)
@@ -232,6 +287,7 @@ class Model:
             "picture_shape": list(self.picture_shape),
             "sampling": self.sampling.as_tree(),
             "provenance": self.provenance,
+            **({"conditions": json.loads(self.conditions.model_dump_json())} if self.conditions.any else {}),
         }
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         write_model_file(Path(path), description, {**tensors, "schedule.betas": self.schedule.betas})
@@ -264,8 +320,9 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Mode
     for name, tensor in weights.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"weight '{name}' is {tensor.dtype}, expected torch.float32")
+    conditions = ConditionSpec.model_validate_json(json.dumps(description.get("conditions", {})))
     with torch.device("meta"):  # so that a wrong description is refused before it takes any memory
-        network = build_network(network_config, shape, learned_variance=variance == "learned")
+        network = build_network(network_config, shape, learned_variance=variance == "learned", conditions=conditions)
     network.load_state_dict(weights, strict=True, assign=True)
     network.eval().requires_grad_(False)
     return Model(
@@ -276,9 +333,18 @@ def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Mode
         codec=PixelCodec(codec["levels"], (float(low), float(high)), codec["dtype"]),
         picture_shape=shape,
         variance=variance,
+        conditions=conditions,
         sampling=SamplingConfig.model_validate_json(json.dumps(description["sampling"])),
         provenance=_checked_provenance(description["provenance"]),
     )
+
+
+def _unconditional(network: nn.Module) -> Callable[[Tensor, Tensor, Condition | None], Tensor]:
+    def run(seen: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        output: Tensor = network(seen, t)
+        return output
+
+    return run
 
 
 def _checked_shape(sides: list[int], least: int) -> tuple[int, int, int]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddpm.conditions import Condition
 from ddpm.errors import ConfigError
 from ddpm.networks import Mlp
 
@@ -58,8 +57,3 @@ def test_width_and_depth_are_what_was_asked_for() -> None:
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"this network takes \[B, 2, 1, 3\]"):
         random_mlp()(torch.zeros(shape), torch.zeros(1))
-
-
-def test_a_condition_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no condition"):
-        random_mlp()(torch.zeros(1, *SHAPE), torch.zeros(1), Condition(torch.zeros(1, dtype=torch.int64)))

@@ -9,6 +9,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from ddpm.conditions import Condition
 from ddpm.diffusion import process
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import ConfigError, nearest
@@ -37,6 +38,16 @@ class Denoiser(Protocol):
 
     def __call__(self, x_t: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
         """Predict x_0 and eps from x_t [B, ...] at times t (float64 [B]); `previous` is for self-conditioning."""
+        ...
+
+
+class ConditionalDenoiser(Protocol):
+    """What guidance is made of: a denoiser whose condition is still open."""
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, condition: Condition | None, previous: Prediction | None = None
+    ) -> Prediction:
+        """Predict x_0 and eps from x_t [B, ...] at times t (float64 [B]) and conditions of B pictures."""
         ...
 
 
@@ -135,6 +146,38 @@ def network_denoiser(
         seen = with_estimate(x_t, previous.x_0 if previous else None, x_0_range) if self_conditioning else x_t
         output = network(seen, t.to(x_t.device, torch.float32)).to(x_t.dtype)
         return to_prediction(output, x_t, t, schedule, parameterization)
+
+    return denoise
+
+
+def conditional_denoiser(
+    network: Callable[[Tensor, Tensor, Condition | None], Tensor],
+    schedule: NoiseSchedule,
+    parameterization: Parameterization,
+    *,
+    self_conditioning: bool = False,
+    x_0_range: tuple[float, float] | None = None,
+) -> ConditionalDenoiser:
+    """Return the conditional denoiser of a network ``(input, t, condition) -> output``; see `network_denoiser`."""
+
+    def denoise(x_t: Tensor, t: Tensor, condition: Condition | None, previous: Prediction | None = None) -> Prediction:
+        denoiser = network_denoiser(
+            lambda seen, times: network(seen, times, condition),
+            schedule,
+            parameterization,
+            self_conditioning=self_conditioning,
+            x_0_range=x_0_range,
+        )
+        return denoiser(x_t, t, previous)
+
+    return denoise
+
+
+def bound(denoiser: ConditionalDenoiser, condition: Condition | None) -> Denoiser:
+    """Return the denoiser of pictures with these conditions."""
+
+    def denoise(x_t: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
+        return denoiser(x_t, t, condition, previous)
 
     return denoise
 

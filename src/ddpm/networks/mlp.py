@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ddpm.conditions import Condition
 from ddpm.errors import ConfigError
 from ddpm.networks.blocks import time_embedding
+from ddpm.networks.conditioning import NumberEmbedding, check_condition, label_rows, number_rows
 
 
 class MlpBlock(nn.Module):
@@ -35,7 +36,14 @@ class Mlp(nn.Module):
     """Predicts from flattened x_t and t; the simplified network of many DDPM tutorials, made residual."""
 
     def __init__(
-        self, *, shape: tuple[int, int, int], out_channels: int | None = None, width: int = 128, depth: int = 4
+        self,
+        *,
+        shape: tuple[int, int, int],
+        out_channels: int | None = None,
+        width: int = 128,
+        depth: int = 4,
+        num_classes: int | None = None,
+        num_numbers: int = 0,
     ) -> None:
         """Build the network.
 
@@ -44,12 +52,17 @@ class Mlp(nn.Module):
             out_channels: of the output; none: C.
             width: of every hidden layer.
             depth: residual blocks.
+            num_classes: number of classes of y; none: no labels.
+            num_numbers: numeric columns of y.
         """
         super().__init__()
+        self.num_classes, self.num_numbers = num_classes, num_numbers
         self.shape = shape
         self.width = width
         self.out_shape = (shape[0] if out_channels is None else out_channels, *shape[1:])
         self.embed_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+        self.number_embedding = NumberEmbedding(num_numbers, width) if num_numbers else None
         self.enter = nn.Linear(math.prod(shape), width)
         self.blocks = nn.ModuleList(MlpBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -65,17 +78,24 @@ class Mlp(nn.Module):
         Args:
             x_t: [B, C, H, W].
             t: [B], may lie off the integer grid.
-            condition: not supported; must be none.
+            condition: labels below `num_classes`, numbers [B, num_numbers]; none: "none" for all.
             dropout_keys: ignored, this network has no dropout.
 
         Raises:
-            ConfigError: for another shape, or a condition.
+            ConfigError: for another shape, or a condition that the network does not have.
         """
         if tuple(x_t.shape[1:]) != self.shape:
             raise ConfigError(f"x_t is {list(x_t.shape)}; this network takes [B, {', '.join(map(str, self.shape))}]")
-        if condition is not None:
-            raise ConfigError("this network takes no condition")
+        check_condition(condition, x_t, num_classes=self.num_classes, num_numbers=self.num_numbers)
         embedding = self.embed_time(time_embedding(t, self.width).to(self.enter.weight.dtype))  # [B, width]
+        if self.label_embedding is not None:
+            embedding = embedding + label_rows(
+                None if condition is None else condition.label, self.label_embedding, len(x_t)
+            )
+        if self.number_embedding is not None:
+            embedding = embedding + number_rows(
+                None if condition is None else condition.numbers, self.number_embedding, len(x_t)
+            )
         h = self.enter(x_t.flatten(1))  # [B, width]
         for block in self.blocks:
             h = block(h, embedding)  # [B, width]

@@ -26,6 +26,7 @@ from ddpm.networks.blocks import (
     time_embedding,
     zero_init,
 )
+from ddpm.networks.conditioning import NumberEmbedding, check_condition, label_rows, number_rows, with_picture
 from ddpm.networks.norm import GroupNorm
 
 Resampling = Literal["conv", "residual"]
@@ -134,7 +135,9 @@ class UNet(nn.Module):
     Args:
         in_channels: channels of x_t.
         out_channels: channels of the output; none: as many as `in_channels`.
-        num_classes: number of classes of y; none: unconditional.
+        num_classes: number of classes of y; none: no labels.
+        num_numbers: numeric columns of y.
+        picture_channels: channels of a paired picture, with the one that says where it is known; 0: there is none.
         base_channels: channels at the first level; the time embedding is four times as wide.
         channel_multipliers: of each level, its channels in units of `base_channels`.
         blocks_per_level: residual blocks a level on the way down; one more on the way up.
@@ -157,6 +160,8 @@ class UNet(nn.Module):
         in_channels: int,
         out_channels: int | None = None,
         num_classes: int | None = None,
+        num_numbers: int = 0,
+        picture_channels: int = 0,
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks_per_level: int = 2,
@@ -177,12 +182,13 @@ class UNet(nn.Module):
         levels = [(k, base_channels * multiplier) for k, multiplier in enumerate(channel_multipliers)]
         last = len(levels) - 1
         self.in_channels = in_channels
-        self.num_classes = num_classes
+        self.num_classes, self.num_numbers, self.picture_channels = num_classes, num_numbers, picture_channels
         self.base_channels = base_channels
         self.stride = 2**last
 
         self.frequencies = () if fourier_levels is None else level_frequencies(fourier_levels)
-        self.conv_in = nn.Conv2d(in_channels * (1 + 2 * len(self.frequencies)), base_channels, 3, padding=1)
+        seen = in_channels * (1 + 2 * len(self.frequencies)) + picture_channels
+        self.conv_in = nn.Conv2d(seen, base_channels, 3, padding=1)
         skips = [base_channels]
         self.down = nn.ModuleList()
         for k, width in levels:
@@ -210,6 +216,7 @@ class UNet(nn.Module):
         self.embedding_widths = number_blocks(self)
         self.time_mlp = nn.Sequential(nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, embedding)
+        self.number_embedding = NumberEmbedding(num_numbers, embedding) if num_numbers else None
         self.embedding_projection = nn.Linear(embedding, sum(self.embedding_widths))
 
     def forward(
@@ -225,7 +232,8 @@ class UNet(nn.Module):
         Args:
             x_t: [B, in_channels, H, W], floating point; H and W at least 4.
             t: [B], of any real type; 0-based, may lie off the integer grid.
-            condition: labels int64 [B] below `num_classes`, where -1 stands for "no class"; none: -1 for all.
+            condition: labels below `num_classes`, numbers [B, num_numbers], a paired picture [B, picture_channels, H,
+                W]; none, or a field that is none: "none" for all.
             dropout_keys: int64 [B], one key a picture, another for each training step; none: no dropout. Neither
                 train() nor eval() nor a global generator has a say in it.
 
@@ -233,11 +241,12 @@ class UNet(nn.Module):
             [B, out_channels, H, W]; float64 if `x_t` is float64, else float32.
 
         Raises:
-            ConfigError: for another shape, a side under 4 pixels, or a condition without classes.
+            ConfigError: for another shape, a side under 4 pixels, or a condition that the network does not have.
         """
         self._check_inputs(x_t, t, condition, dropout_keys)
         height, width = x_t.shape[-2:]
-        seen = with_waves(x_t, self.frequencies).to(self.conv_in.weight.dtype)
+        seen = with_picture(with_waves(x_t, self.frequencies), condition, self.picture_channels)
+        seen = seen.to(self.conv_in.weight.dtype)
         h = self.conv_in(self._pad(seen))  # [B, base_channels, H', W']
         embeddings = torch.split_with_sizes(self._embed(t, condition).to(h.dtype), self.embedding_widths, dim=1)
         states = None if dropout_keys is None else dropout_states(dropout_keys, len(embeddings)).unbind()
@@ -265,16 +274,17 @@ class UNet(nn.Module):
             return output
 
     def _embed(self, t: Tensor, condition: Condition | None) -> Tensor:
-        """Return the embedding of time and class, projected for all blocks in one product: [B, sum of widths]."""
+        """Return the embedding of time, class and numbers, projected for all blocks in one product: [B, widths]."""
         batch, few = len(t), max(0, _STEADY_ROWS - len(t))
         t = functional.pad(t, (0, few))
         with torch.autocast(t.device.type, enabled=False):
             embedding = self.time_mlp(time_embedding(t, self.base_channels).to(self.conv_in.weight.dtype))
             if self.label_embedding is not None:
-                none = torch.full_like(t, -1, dtype=torch.int64)
-                label = none if condition is None else functional.pad(condition.label, (0, few))
-                last = self.label_embedding.num_embeddings - 1
-                embedding = embedding + self.label_embedding(torch.where(label == -1, last, label))
+                label = _longer(None if condition is None else condition.label, few)
+                embedding = embedding + label_rows(label, self.label_embedding, len(t))
+            if self.number_embedding is not None:
+                numbers = _longer(None if condition is None else condition.numbers, few)
+                embedding = embedding + number_rows(numbers, self.number_embedding, len(t))
             # All blocks read the SiLU of the same embedding: one small product in place of one a block.
             projected: Tensor = self.embedding_projection(functional.silu(embedding))
             return projected[:batch]
@@ -297,14 +307,21 @@ class UNet(nn.Module):
         batch, _, height, width = x_t.shape
         if min(height, width) < MIN_SIZE:
             raise ConfigError(f"x_t is {height}x{width} pixels; both sides must be at least {MIN_SIZE}")
-        if condition is not None and self.num_classes is None:
-            raise ConfigError(
-                "this network was built without classes (num_classes is none), but got a condition; leave it out"
-            )
-        labels = None if condition is None else condition.label
-        for name, value in (("t", t), ("condition.label", labels), ("dropout_keys", dropout_keys)):
+        for name, value in (("t", t), ("dropout_keys", dropout_keys)):
             if value is not None and value.shape != (batch,):
                 raise ConfigError(f"{name} has shape {list(value.shape)}; expected [{batch}], one for each picture")
+        check_condition(
+            condition,
+            x_t,
+            num_classes=self.num_classes,
+            num_numbers=self.num_numbers,
+            picture_channels=self.picture_channels,
+        )
+
+
+def _longer(rows: Tensor | None, more: int) -> Tensor | None:
+    """Return rows [B, ...] with `more` rows of zeros behind them."""
+    return None if rows is None else functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, more))
 
 
 def level_frequencies(levels: int) -> tuple[float, float]:
@@ -323,7 +340,13 @@ def with_waves(x: Tensor, frequencies: Sequence[float]) -> Tensor:
 
 
 def build_unet(
-    config: NetworkConfig, in_channels: int, out_channels: int | None = None, num_classes: int | None = None
+    config: NetworkConfig,
+    in_channels: int,
+    out_channels: int | None = None,
+    num_classes: int | None = None,
+    *,
+    num_numbers: int = 0,
+    picture_channels: int = 0,
 ) -> UNet:
     """Return the U-Net that `config` describes, with float32 weights drawn from torch's global generator.
 
@@ -334,6 +357,8 @@ def build_unet(
         in_channels=in_channels,
         out_channels=out_channels,
         num_classes=num_classes,
+        num_numbers=num_numbers,
+        picture_channels=picture_channels,
         base_channels=config.base_channels,
         channel_multipliers=config.channel_multipliers,
         blocks_per_level=config.blocks_per_level,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.codec import Pictures
+from ddpm.conditions import Condition
 from ddpm.diffusion.samplers import SampleStep
 from ddpm.engine import Engine
 from ddpm.errors import SamplingError
@@ -130,7 +131,7 @@ class _Blank(nn.Module):
         self.channels_out = channels_out
         self.calls = 0
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Return zeros."""
         self.calls += 1
         return torch.zeros(len(x_t), self.channels_out, *x_t.shape[2:])

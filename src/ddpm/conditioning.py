@@ -1,0 +1,160 @@
+"""From what one asks of a picture, in words and numbers, to the tensors that the network reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.conditions import Condition
+from ddpm.conditions_config import ConditionSpec
+from ddpm.diffusion.noise import stream
+from ddpm.errors import SamplingError, nearest
+
+NO_CLASS = "none"
+"""The name by which "no class" is asked for, unless a class is called so."""
+
+_NAMED = 12  # classes that a message lists
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one picture is asked to be, as plain values.
+
+    Attributes:
+        label: name of its class; None: none.
+        numbers: value of each numeric column; empty: none.
+    """
+
+    label: str | None = None
+    numbers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def as_tree(self) -> dict[str, Any]:
+        """Return what is asked for as JSON values; `asked_of` inverts it."""
+        tree: dict[str, Any] = {} if self.label is None else {"label": self.label}
+        return {**tree, "numbers": dict(self.numbers)} if self.numbers else tree
+
+
+def asked_of(tree: Mapping[str, Any]) -> Asked:
+    """Return what `Asked.as_tree` has written down.
+
+    Raises:
+        SamplingError: if it is something else.
+    """
+    label, numbers = tree.get("label"), tree.get("numbers", {})
+    if not (label is None or isinstance(label, str)) or not isinstance(numbers, dict):
+        raise SamplingError(f"the condition {dict(tree)} is not one that this program wrote")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers.values()):
+        raise SamplingError(f"the condition {dict(tree)} holds something else than numbers")
+    return Asked(label, {name: float(value) for name, value in numbers.items()})
+
+
+def class_named(spec: ConditionSpec, name: str | int) -> str | None:
+    """Return the class of that name, or of that number where no class has it as its name; None for `NO_CLASS`.
+
+    Raises:
+        SamplingError: if there is none, naming the nearest, or if the model has no classes.
+    """
+    text = str(name).strip()
+    if not spec.classes:
+        raise SamplingError(f"label '{text}', but this model was trained without labels; leave it out")
+    if text in spec.classes:
+        return text
+    if text == NO_CLASS:
+        _refuse_undropped(spec)
+        return None
+    if text.isascii() and text.isdigit() and int(text) < len(spec.classes):
+        return spec.classes[int(text)]
+    listed = ", ".join(spec.classes[:_NAMED]) + (", ..." if len(spec.classes) > _NAMED else "")
+    raise SamplingError(f"no class '{text}'{nearest(text, spec.classes)}; the {len(spec.classes)} classes are {listed}")
+
+
+def draw(
+    spec: ConditionSpec,
+    pictures: Sequence[int],
+    seed: int,
+    *,
+    labels: Sequence[str | None] | None = None,
+    numbers: Mapping[str, float] | None = None,
+) -> list[Asked]:
+    """Return what each picture is asked to be; what is not given is drawn as often as the training data have it.
+
+    Drawn conditions are a function of (seed, number of the picture), as its noise is.
+
+    Args:
+        spec: what the model is conditioned on.
+        pictures: their numbers.
+        seed: of the draws.
+        labels: classes, picture i has number i mod K of them; None: drawn.
+        numbers: values of some columns; those of the others are drawn, of the same class.
+
+    Raises:
+        SamplingError: for a column that the model does not know.
+    """
+    for name in numbers or {}:
+        known = [column.name for column in spec.numbers]
+        if name not in known:
+            what = f"the columns are {', '.join(known)}" if known else "this model was trained without numbers"
+            raise SamplingError(f"no column '{name}'{nearest(name, known)}; {what}")
+    return [_draw_one(spec, int(i), seed, labels, numbers or {}) for i in pictures]
+
+
+def _draw_one(
+    spec: ConditionSpec, number: int, seed: int, labels: Sequence[str | None] | None, numbers: Mapping[str, float]
+) -> Asked:
+    source = stream(seed, "condition", number)
+    if labels is not None:
+        label = labels[number % len(labels)]
+    elif spec.classes and not spec.numbers:
+        ends = np.cumsum(spec.class_counts)
+        label = spec.classes[int(np.searchsorted(ends, source.integers(ends[-1]), side="right"))]
+    else:
+        label = None
+    if not spec.numbers:
+        return Asked(label)
+    index = spec.classes.index(label) if label is not None else -1
+    rows = [row for row in spec.examples if row[0] == index] if labels is not None else []
+    rows = rows or list(spec.examples)
+    row = rows[int(source.integers(len(rows)))]
+    if labels is None and spec.classes:
+        label = spec.classes[int(row[0])]
+    drawn = {column.name: value for column, value in zip(spec.numbers, row[1:], strict=True)}
+    return Asked(label, {**drawn, **numbers})
+
+
+def encode(spec: ConditionSpec, asks: Sequence[Asked]) -> Condition:
+    """Return the condition that the network reads, on the CPU.
+
+    Args:
+        spec: what the model is conditioned on.
+        asks: one for each picture.
+    """
+    label: Tensor | None = None
+    numbers: Tensor | None = None
+    if spec.classes:
+        place = {name: i for i, name in enumerate(spec.classes)}
+        label = torch.tensor([-1 if each.label is None else place[each.label] for each in asks], dtype=torch.int64)
+    if spec.numbers:
+        rows = [[each.numbers.get(column.name, math.nan) for column in spec.numbers] for each in asks]
+        numbers = standardised(spec, np.asarray(rows, dtype=np.float64).reshape(len(asks), len(spec.numbers)))
+    return Condition(label=label, numbers=numbers)
+
+
+def standardised(spec: ConditionSpec, values: np.ndarray[Any, np.dtype[np.float64]]) -> Tensor:
+    """Return numbers [B, K] in units of the training data's deviations from their means, float32."""
+    mean = np.asarray([column.mean for column in spec.numbers])
+    std = np.asarray([column.std for column in spec.numbers])
+    return torch.from_numpy(((values - mean) / std).astype(np.float32))
+
+
+def _refuse_undropped(spec: ConditionSpec) -> None:
+    if spec.dropout == 0:
+        raise SamplingError(
+            "this model was trained with conditions.dropout=0, and knows no pictures without condition; ask for a class"
+        )

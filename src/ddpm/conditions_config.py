@@ -1,0 +1,116 @@
+"""What a model is conditioned on: asked for in the configuration, then stored in the model with what its use needs.
+
+This module imports no torch: the command line reads it first.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ddpm.section import Section
+
+PictureKind = Literal["gray", "low_resolution", "mask", "paired"]
+
+
+class ConditionsConfig(Section):
+    """What the network is told of a picture beside x_t and t; nothing unless asked for."""
+
+    label: bool = Field(False, description="the class of each picture")
+    numbers: tuple[str, ...] = Field((), description="numeric columns of a table")
+    picture: PictureKind | None = Field(
+        None,
+        description="another picture of the same size: this one gray, at low resolution or with a part masked, made "
+        "here; or paired, from the data",
+    )
+    factor: int = Field(4, ge=2, le=64, description="low_resolution: by how much height and width are divided")
+    dropout: float = Field(
+        0.1, ge=0.0, lt=1.0, description="share of training pictures shown without condition, which guidance needs"
+    )
+    balanced: bool = Field(False, description="train on every class equally often, whatever its number of pictures")
+
+    @model_validator(mode="after")
+    def _numbers_differ(self) -> ConditionsConfig:
+        if len(set(self.numbers)) != len(self.numbers):
+            raise ValueError(f"numbers names a column twice: {', '.join(self.numbers)}")
+        return self
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any condition."""
+        return self.label or bool(self.numbers) or self.picture is not None
+
+
+class NumberColumn(Section):
+    """A numeric column that a model is conditioned on.
+
+    Attributes:
+        mean: of the training pictures; with `std` it standardises the numbers.
+        std: of the training pictures.
+        low: least value of the training pictures.
+        high: largest value of the training pictures.
+    """
+
+    name: str = Field(min_length=1)
+    mean: float
+    std: float = Field(gt=0.0)
+    low: float
+    high: float
+
+
+class PairedPicture(Section):
+    """A picture that a model is conditioned on.
+
+    Attributes:
+        kind: how it comes to be.
+        channels: of the picture, without the one that says where it is known.
+        factor: of a low resolution.
+    """
+
+    kind: PictureKind
+    channels: int = Field(ge=1, le=4)
+    factor: int = Field(4, ge=2, le=64)
+
+
+class ConditionSpec(Section):
+    """What a model is conditioned on, as its file says it; empty for an unconditional one.
+
+    Attributes:
+        classes: names of the classes, in the order of the labels; empty: no labels.
+        class_counts: training pictures of each class.
+        numbers: the numeric columns, in order.
+        examples: (label, numbers ...) of training pictures, from which conditions are drawn where numbers belong to
+            them; the label is -1 without classes.
+        picture: the paired picture.
+        dropout: share of training pictures that were shown without condition; guidance needs some.
+    """
+
+    classes: tuple[str, ...] = ()
+    class_counts: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    numbers: tuple[NumberColumn, ...] = ()
+    examples: tuple[tuple[float, ...], ...] = ()
+    picture: PairedPicture | None = None
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> ConditionSpec:
+        if len(self.class_counts) != len(self.classes) or (self.classes and not any(self.class_counts)):
+            raise ValueError(f"{len(self.classes)} classes with counts {self.class_counts}; expected one for each")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have the same name")
+        if self.numbers and not self.examples:
+            raise ValueError("numbers without examples of their values")
+        if any(len(row) != 1 + len(self.numbers) for row in self.examples):
+            raise ValueError(f"examples with other than {len(self.numbers)} numbers")
+        return self
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any condition."""
+        return bool(self.classes or self.numbers) or self.picture is not None
+
+    @property
+    def picture_channels(self) -> int:
+        """Channels that the network reads beside x_t: the paired picture's, and where it is known."""
+        return 0 if self.picture is None else self.picture.channels + 1
