@@ -1,0 +1,95 @@
+"""What mkdocs does beyond its configuration: made pages, links of equations, formulas as MathML (no script, no network)."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from equations import CAPTION, DOCS, FUNCTION, ROOT, TEST, Equation, Test, all_equations
+from formulas import FONT, font, with_mathml
+from mkdocs.structure.files import File
+from pages import command_line_page, proof_pages, reference_pages
+from results import with_tables
+
+OUTSIDE = re.compile(r"\]\((?P<target>\.\./[^)\s#]+)\)")
+MENTION = re.compile(r"\bEq\. (?P<number>\d+\.\d+)\b(?!\]|`)")
+
+
+def on_config(config: Any) -> Any:
+    """Put the reference's pages and the proofs into the navigation."""
+    made = {"Reference": reference_pages(), "Proofs": proof_pages()}
+    for section in config.nav:
+        for title, pages in made.items():
+            if title in section:
+                section[title] = [*section[title], *pages]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that are made, and the files outside docs/ that pages link to."""
+    for path, text in {**reference_pages(), **proof_pages(), "command-line.md": command_line_page()}.items():
+        files.append(File.generated(config, path, content=text))
+    files.append(File.generated(config, FONT, abs_src_path=str(font())))
+    for path in sorted(_linked_outside()):
+        files.append(File.generated(config, f"repository/{path}", abs_src_path=str(ROOT / path)))
+    return files
+
+
+def _linked_outside() -> set[str]:
+    found = set()
+    for path in DOCS.rglob("*.md"):
+        for link in OUTSIDE.finditer(path.read_text(encoding="utf-8")):
+            target = (path.parent / link["target"]).resolve()
+            if target.is_file() and not target.is_relative_to(DOCS):
+                found.add(target.relative_to(ROOT).as_posix())
+    return found
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Turn captions, tests, mentions of equations and links to the repository into links of the site."""
+    here = page.file.src_uri
+    if here.startswith(("proofs/", "reference/")):
+        return markdown
+    numbers = {equation.number: equation for equation in all_equations()}
+    markdown = CAPTION.sub(_caption, with_tables(markdown))
+    markdown = MENTION.sub(lambda found: _mention(found, numbers, here), markdown)
+    markdown = TEST.sub(lambda found: _test_link(found, here), markdown)
+    return OUTSIDE.sub(lambda found: _outside_link(found, here), markdown)
+
+
+def _caption(found: re.Match[str]) -> str:
+    about = FUNCTION.sub(lambda f: f"[`{f['path'].removeprefix('ddpm.diffusion.')}`][{f['path']}]", found["about"])
+    return f"[**({found['number']})**](#eq-{found['number']}){{ #eq-{found['number']} }} {about}\n{{ .equation }}"
+
+
+def _mention(found: re.Match[str], numbers: dict[str, Equation], here: str) -> str:
+    equation = numbers.get(found["number"])
+    if equation is None:
+        return found[0]
+    return f"[Eq. {equation.number}]({_relative(equation.page, here)}#{equation.anchor})"
+
+
+def _test_link(found: re.Match[str], here: str) -> str:
+    test = Test(found["file"], found["name"])
+    return f"[`{test.name}`]({_relative(test.page, here)}#{test.name})"
+
+
+def _outside_link(found: re.Match[str], here: str) -> str:
+    target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(here), found["target"]))
+    if target.startswith("docs/") or not (ROOT / target).is_file():
+        return found[0]
+    return f"]({_relative(f'repository/{target}', here)})"
+
+
+def _relative(target: str, here: str) -> str:
+    return posixpath.relpath(target, posixpath.dirname(here) or ".")
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Turn every formula into MathML."""
+    return with_mathml(html)
