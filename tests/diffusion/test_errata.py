@@ -388,7 +388,7 @@ def test_e30_the_decoder_is_near_the_loss_but_not_at_the_edges() -> None:
 
 
 def test_e31_the_bound_is_an_expectation(bound: Bound) -> None:
-    """S3 has no E_q in any line. Single draws of L lie on both sides of the 65 levels' log 65; only their mean may not."""
+    """S3 has no E_q in any line. Single draws of L lie on both sides of log 65, the least cost of 65 levels."""
     below = bound.total < math.log(65)
     assert 0 < int(below.sum()) < len(below)
     assert float(bound.total.mean()) > math.log(65)

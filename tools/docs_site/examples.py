@@ -1,7 +1,7 @@
 """Code in pages that shows its own output: a block of ```python, then one of ```text with what it prints.
 
-`python tools/site/examples.py docs/errata.md` runs the blocks of a page, in order and in one namespace, and writes what they
-print; the tests check that pages show exactly that.
+`python tools/docs_site/examples.py docs/errata.md` runs the blocks of a page, in order and in one namespace, and writes
+what they print; the tests check that pages show exactly that.
 """
 
 from __future__ import annotations

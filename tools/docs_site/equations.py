@@ -21,7 +21,7 @@ TEST = re.compile(r"`(?P<file>tests/[\w/]+\.py)::(?P<name>\w+)`")
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Proof:
     """A test by its file, relative to the root, and its name."""
 
     file: str
@@ -62,7 +62,7 @@ class Equation:
     latex: str
     source: str
     functions: tuple[str, ...]
-    tests: tuple[Test, ...]
+    tests: tuple[Proof, ...]
     page: str
 
     @property
@@ -71,9 +71,9 @@ class Equation:
         return f"eq-{self.number}"
 
 
-def tests_named(markdown: str) -> tuple[Test, ...]:
+def proofs_named(markdown: str) -> tuple[Proof, ...]:
     """Return every test that a text names, in order."""
-    return tuple(Test(found["file"], found["name"]) for found in TEST.finditer(markdown))
+    return tuple(Proof(found["file"], found["name"]) for found in TEST.finditer(markdown))
 
 
 def equations_of(page: str) -> list[Equation]:
@@ -95,7 +95,7 @@ def equations_of(page: str) -> list[Equation]:
 def _equation(page: str, latex: str, number: str, about: str) -> Equation:
     source = about.split("Computed by")[0].strip().rstrip(".")
     functions = tuple(found["path"] for found in FUNCTION.finditer(about))
-    return Equation(number, latex, source, functions, tests_named(about), page)
+    return Equation(number, latex, source, functions, proofs_named(about), page)
 
 
 def all_equations() -> list[Equation]:

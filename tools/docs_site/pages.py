@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from equations import DOCS, ROOT, Test, tests_named
+from docs_site.equations import DOCS, ROOT, Proof, proofs_named
 
 PACKAGE = ROOT / "src" / "ddpm"
 COLUMNS = "100"
@@ -85,14 +85,14 @@ def _fenced(text: str) -> str:
 
 def proof_pages() -> dict[str, str]:
     """Return a page for each file of tests that the pages name, with the code of the tests named."""
-    named: dict[str, dict[str, Test]] = {}
+    named: dict[str, dict[str, Proof]] = {}
     for path in sorted(DOCS.rglob("*.md")):
-        for test in tests_named(path.read_text(encoding="utf-8")):
+        for test in proofs_named(path.read_text(encoding="utf-8")):
             named.setdefault(test.page, {})[test.name] = test
     return {page: _proof_page(list(tests.values())) for page, tests in sorted(named.items())}
 
 
-def _proof_page(tests: list[Test]) -> str:
+def _proof_page(tests: list[Proof]) -> str:
     file = tests[0].file
     parts = [f"# {Path(file).stem}", f"From `{file}`. To run them all: `pytest {file}`."]
     for test in sorted(tests, key=lambda test: test.name):

@@ -15,6 +15,11 @@ LETTERS = {"script": {"N": "𝒩"}, "double-struck": {"E": "𝔼", "R": "ℝ"}}
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">(?P<open>\\\(|\\\[)(?P<latex>.*?)(?:\\\)|\\\])</(?P=tag)>', re.DOTALL
 )
+_NAME = re.compile(
+    r"(?P<base><m(?:sub|sup|subsup|under)>)?<m[io]>(?P<name>[A-Za-z]{2,})</m[io]>"
+    r"(?P<closed>(?=</|(?:<mrow>)?<mo[^>]*>&#x000(?:28|5B);))?"
+)
+_BAR = re.compile(r"<mo>(&#x02016;|&#x0007C;)</mo>")
 _ALPHABET = re.compile(r'<mi mathvariant="(?P<variant>[\w-]+)">(?P<letter>.)</mi>')
 
 
@@ -42,9 +47,20 @@ def mathml(latex: str, *, block: bool) -> str:
     """
     converted = convert(latex.strip().replace("{aligned}", "{split}"), display="block" if block else "inline")
     converted = _ALPHABET.sub(_letter, converted)
+    converted = _NAME.sub(_function, converted)
+    converted = converted.replace("&#x000AF;", "&#x0203E;")  # a bar that can stretch
+    converted = _BAR.sub(r'<mo stretchy="false" lspace="0em" rspace="0em">\1</mo>', converted)
+    converted = converted.replace('fence="true"', 'fence="true" lspace="0em" rspace="0em"')
+    if block:  # limits stand below and above, in tables too
+        converted = re.sub(r"<(munder|munderover)><mo>", r'<\1><mo movablelimits="false">', converted)
     if "\\" in converted or ">&<" in converted:
         raise ValueError(f"this formula cannot be converted: {latex}")
     return converted
+
+
+def _function(found: re.Match[str]) -> str:
+    space = '<mspace width="0.17em" />' if found["base"] is None and found["closed"] is None else ""
+    return f"{found['base'] or ''}<mi>{found['name']}</mi>{space}"
 
 
 def _letter(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""A griffe extension: the docstring of shows the equations that it computes."""
+"""A griffe extension: docstrings show the equations that their functions compute."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import griffe
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # mkdocs loads this file by its path
 
-from equations import Equation, all_equations
+from docs_site.equations import Equation, all_equations
 
 
 class ShowEquations(griffe.Extension):

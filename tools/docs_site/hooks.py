@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its configuration: made pages, links of equations, formulas as MathML (no script, no network)."""
+"""What mkdocs does beyond its configuration: made pages, links of equations, formulas as MathML."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # mkdocs loads this file by its path
 
-from equations import CAPTION, DOCS, FUNCTION, ROOT, TEST, Equation, Test, all_equations
-from formulas import FONT, font, with_mathml
 from mkdocs.structure.files import File
-from pages import command_line_page, proof_pages, reference_pages
-from results import with_tables
+
+from docs_site.equations import CAPTION, DOCS, FUNCTION, ROOT, TEST, Equation, Proof, all_equations
+from docs_site.formulas import FONT, font, with_mathml
+from docs_site.pages import command_line_page, proof_pages, reference_pages
+from docs_site.results import with_tables
 
 OUTSIDE = re.compile(r"\]\((?P<target>\.\./[^)\s#]+)\)")
 MENTION = re.compile(r"\bEq\. (?P<number>\d+\.\d+)\b(?!\]|`)")
@@ -75,7 +76,7 @@ def _mention(found: re.Match[str], numbers: dict[str, Equation], here: str) -> s
 
 
 def _test_link(found: re.Match[str], here: str) -> str:
-    test = Test(found["file"], found["name"])
+    test = Proof(found["file"], found["name"])
     return f"[`{test.name}`]({_relative(test.page, here)}#{test.name})"
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from equations import ROOT
+from docs_site.equations import ROOT
 
 MARK = re.compile(r"^<!-- table: (?P<name>\w+) -->$", re.MULTILINE)
 
@@ -54,10 +54,17 @@ def _bound(result: Any) -> str:
 
 def _samplers_mnist(result: Any) -> str:
     rows = [
-        [f"`{cell['sampler']}`", _options(cell.get("options", {})), cell["steps"], f"{cell['score']:.3f} ± {cell['error']:.3f}"]
+        [
+            f"`{cell['sampler']}`",
+            _options(cell.get("options", {})),
+            cell["steps"],
+            f"{cell['score']:.3f} ± {cell['error']:.3f}",
+        ]
         for cell in sorted(result["cells"], key=lambda cell: (cell["evaluations"], cell["score"]))
     ]
-    return _table(["sampler", "options", "evaluations", f"Fréchet distance; held-out reach {result['floor']:.3f}"], rows)
+    return _table(
+        ["sampler", "options", "evaluations", f"Fréchet distance; held-out reach {result['floor']:.3f}"], rows
+    )
 
 
 def _options(options: dict[str, object]) -> str:
