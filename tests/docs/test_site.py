@@ -56,6 +56,6 @@ def test_every_command_is_on_the_page_of_commands(site: Path) -> None:
 
 
 def test_a_formula_that_cannot_be_converted_is_refused() -> None:
-    for latex in (r"\nosuchcommand x", r"a & b", r"\mathcal{Z}"):
+    for latex in (r"\nosuchcommand x", r"a & b", r"\mathcal Z"):
         with pytest.raises(ValueError, match=r"cannot be converted|no character"):
             mathml(latex, block=True)
