@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ddpm.section import Section
+from ddpm.text.tokenizer import FIRST_MERGE
 
 PictureKind = Literal["gray", "low_resolution", "mask", "paired"]
 
@@ -25,6 +26,15 @@ class ConditionsConfig(Section):
         "here; or paired, from the data",
     )
     factor: int = Field(4, ge=2, le=64, description="low_resolution: by how much height and width are divided")
+    text: str | None = Field(
+        None,
+        min_length=1,
+        description="captions: 'own', an encoder that is trained along; or a Hugging Face text encoder, frozen, by its "
+        "folder or name",
+    )
+    text_tokens: int | None = Field(
+        None, ge=1, le=1024, description="most tokens of a text; none: half more than the longest caption"
+    )
     dropout: float = Field(
         0.1, ge=0.0, lt=1.0, description="share of training pictures shown without condition, which guidance needs"
     )
@@ -39,7 +49,7 @@ class ConditionsConfig(Section):
     @property
     def any(self) -> bool:
         """Whether there is any condition."""
-        return self.label or bool(self.numbers) or self.picture is not None
+        return self.label or bool(self.numbers) or self.picture is not None or self.text is not None
 
 
 class NumberColumn(Section):
@@ -73,6 +83,40 @@ class PairedPicture(Section):
     factor: int = Field(4, ge=2, le=64)
 
 
+class TextSpec(Section):
+    """How a model reads texts: by a tokenizer of its own, or through a frozen text encoder.
+
+    Attributes:
+        tokens: the most that a text may have.
+        captions: some of the training captions, for previews.
+        merges: of our own tokenizer, `ddpm.text.tokenizer`.
+        encoder: folder or name of a frozen encoder; none: the model's own is trained along.
+        sha256: of the frozen encoder's files.
+        features: width of the frozen encoder's features.
+    """
+
+    tokens: int = Field(ge=1, le=1024)
+    captions: tuple[str, ...] = ()
+    merges: tuple[tuple[int, int], ...] = ()
+    encoder: str | None = None
+    sha256: str | None = None
+    features: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> TextSpec:
+        if len({self.encoder is None, self.sha256 is None, self.features is None}) != 1:
+            raise ValueError("a frozen text encoder needs all of encoder, sha256 and features")
+        for number, pair in enumerate(self.merges):
+            if not all(1 <= token < FIRST_MERGE + number for token in pair):
+                raise ValueError(f"merge {number} is {pair}; expected ids from 1 to {FIRST_MERGE + number - 1}")
+        return self
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of ids of the own tokenizer, with 0 for padding; None for a frozen encoder."""
+        return FIRST_MERGE + len(self.merges) if self.encoder is None else None
+
+
 class ConditionSpec(Section):
     """What a model is conditioned on, as its file says it; empty for an unconditional one.
 
@@ -83,6 +127,7 @@ class ConditionSpec(Section):
         examples: (label, numbers ...) of training pictures, from which conditions are drawn where numbers belong to
             them; the label is -1 without classes.
         picture: the paired picture.
+        text: how texts are read.
         dropout: share of training pictures that were shown without condition; guidance needs some.
     """
 
@@ -91,6 +136,7 @@ class ConditionSpec(Section):
     numbers: tuple[NumberColumn, ...] = ()
     examples: tuple[tuple[float, ...], ...] = ()
     picture: PairedPicture | None = None
+    text: TextSpec | None = None
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
@@ -108,7 +154,7 @@ class ConditionSpec(Section):
     @property
     def any(self) -> bool:
         """Whether there is any condition."""
-        return bool(self.classes or self.numbers) or self.picture is not None
+        return bool(self.classes or self.numbers) or self.picture is not None or self.text is not None
 
     @property
     def picture_channels(self) -> int:

@@ -60,6 +60,14 @@ class NetworkConfig(Section):
         "conv", description="between levels: strided convolution, or BigGAN residual blocks"
     )
     num_groups: int = Field(32, ge=1, description="groups of GroupNorm, reduced where they do not divide")
+    patch_size: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="side of the squares of pixels that the U-Net reads as channels; 2 is 4 times as fast",
+    )
+    text_width: int = Field(256, ge=8, le=4096, description="of the tokens that cross-attention looks at")
+    text_layers: int = Field(2, ge=1, le=24, description="of the text encoder that is trained along")
     self_conditioning: bool = Field(False, description="the network also reads its previous estimate of x_0")
     fourier_levels: int | None = Field(
         None,
@@ -75,6 +83,8 @@ class NetworkConfig(Section):
         for level in self.attention_levels:
             if not 0 <= level < levels:
                 raise ValueError(f"attention_levels has {level}, but the levels are 0 to {levels - 1}")
+        if self.kind == "mlp" and self.patch_size != 1:
+            raise ValueError(f"patch_size is {self.patch_size}, but an mlp has no use for it; leave it out")
         if self.kind == "mlp" and self.fourier_levels is not None:
             raise ValueError(f"fourier_levels is {self.fourier_levels}, but an mlp has no use for it; leave it out")
         return self
@@ -264,6 +274,8 @@ class ClassifierConfig(Section):
     def _network_is_a_unet(self) -> ClassifierConfig:
         if self.network.kind != "unet":
             raise ValueError(f"network.kind is '{self.network.kind}'; a classifier is the half of a 'unet'")
+        if self.network.patch_size != 1:
+            raise ValueError(f"network.patch_size is {self.network.patch_size}; a classifier has stem_stride instead")
         if self.training.score != "loss":
             raise ValueError(f"training.score is '{self.training.score}'; a classifier has no samples, expected 'loss'")
         return self

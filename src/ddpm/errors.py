@@ -38,6 +38,10 @@ class SamplingError(DdpmError):
     """A sampler was asked for something that it cannot do."""
 
 
+class TextError(DdpmError):
+    """A text is longer than the text encoder of a model can read."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

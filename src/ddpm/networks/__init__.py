@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from ddpm.conditions_config import ConditionSpec
+from ddpm.conditions_config import ConditionSpec, TextSpec
 from ddpm.config import NetworkConfig
 from ddpm.errors import ConfigError
 from ddpm.networks.mlp import Mlp
+from ddpm.networks.text import TextInput
 from ddpm.networks.unet import UNet, build_unet
 
 __all__ = ["Mlp", "UNet", "build_network", "build_unet"]
@@ -39,6 +40,8 @@ def build_network(
     if config.kind == "mlp":
         if spec.picture is not None:
             raise ConfigError("network.kind is 'mlp', which reads no paired picture; use 'unet', or another condition")
+        if spec.text is not None:
+            raise ConfigError("network.kind is 'mlp', which reads no text; use 'unet', or another condition")
         return Mlp(
             shape=(inputs, height, width),
             out_channels=outputs,
@@ -48,5 +51,17 @@ def build_network(
             num_numbers=num_numbers,
         )
     return build_unet(
-        config, inputs, outputs, num_classes, num_numbers=num_numbers, picture_channels=spec.picture_channels
+        config,
+        inputs,
+        outputs,
+        num_classes,
+        num_numbers=num_numbers,
+        picture_channels=spec.picture_channels,
+        text=None if spec.text is None else _text_input(config, spec.text),
+    )
+
+
+def _text_input(config: NetworkConfig, text: TextSpec) -> TextInput:
+    return TextInput(
+        width=config.text_width, layers=config.text_layers, vocabulary=text.vocabulary, features=text.features
     )

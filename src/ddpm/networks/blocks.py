@@ -28,16 +28,36 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """The tokens that cross-attention looks at.
+
+    Attributes:
+        tokens: [B, M, D]; the first is learned, and all that there is where a picture has no text.
+        there: bool [B, M], false for padding; true for the first, so that no softmax is over padding alone.
+    """
+
+    tokens: Tensor
+    there: Tensor
+
+    def mean(self) -> Tensor:
+        """Return the mean of the tokens that are there, [B, D], float32 or better."""
+        weights = self.there[:, :, None].to(torch.promote_types(self.tokens.dtype, torch.float32))  # [B, M, 1]
+        return (self.tokens * weights).sum(1) / weights.sum(1)
+
+
+@dataclass(frozen=True, slots=True)
 class BlockInputs:
-    """What residual blocks read besides their activations; a block looks up its own number.
+    """What blocks read besides their activations; a residual block looks up its own number.
 
     Attributes:
         embeddings: for each block, the projected embedding of time and class, [B, C] or [B, 2C].
         dropout_states: for each block, int64 [B] from `dropout_states`; none: no dropout.
+        context: what cross-attention looks at; none: there is no such attention.
     """
 
     embeddings: Sequence[Tensor]
     dropout_states: Sequence[Tensor] | None
+    context: Context | None = None
 
 
 def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -242,7 +262,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, *, num_groups: int, head_channels: int | None) -> None:
         super().__init__()
-        self.heads = _count_heads(channels, head_channels)
+        self.heads = count_heads(channels, head_channels)
         self.norm = GroupNorm(channels, num_groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -260,7 +280,12 @@ class Attention(nn.Module):
         return result
 
 
-def _count_heads(channels: int, head_channels: int | None) -> int:
+def count_heads(channels: int, head_channels: int | None) -> int:
+    """Return the number of attention heads over `channels`.
+
+    Raises:
+        ConfigError: if `head_channels` does not divide `channels`.
+    """
     if head_channels is None:
         return 1
     if channels % head_channels:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ddpm.config import NetworkConfig
 from ddpm.errors import ConfigError
 from ddpm.networks.blocks import BlockInputs, dropout_states, time_embedding
+from ddpm.networks.levels import DownLevel, Parts, number_blocks
 from ddpm.networks.norm import GroupNorm
-from ddpm.networks.unet import DownLevel, Parts, number_blocks
 
 
 class AttentionPool(nn.Module):

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ddpm.conditions import Condition
 from ddpm.errors import ConfigError
+from ddpm.networks.text import TextInput
 
 
 class NumberEmbedding(nn.Module):
@@ -67,7 +68,13 @@ def with_picture(x: Tensor, condition: Condition | None, channels: int) -> Tenso
 
 
 def check_condition(
-    condition: Condition | None, x_t: Tensor, *, num_classes: int | None, num_numbers: int, picture_channels: int = 0
+    condition: Condition | None,
+    x_t: Tensor,
+    *,
+    num_classes: int | None,
+    num_numbers: int,
+    picture_channels: int = 0,
+    text: TextInput | None = None,
 ) -> None:
     """Refuse conditions that the network does not have, or of other shapes.
 
@@ -90,3 +97,16 @@ def check_condition(
         if name in known and tuple(known[name].shape) != shape:
             one = ", one for each picture" if len(shape) == 1 else ""
             raise ConfigError(f"condition.{name} has shape {list(known[name].shape)}; expected {list(shape)}{one}")
+    if "tokens" in known:
+        _check_tokens(known["tokens"], batch, text)
+
+
+def _check_tokens(tokens: Tensor, batch: int, text: TextInput | None) -> None:
+    if text is None:
+        raise ConfigError("this network was built without text, but got tokens; leave them out")
+    tail = [] if text.features is None else [text.features]
+    shape = list(tokens.shape)
+    if tokens.ndim != 2 + len(tail) or [shape[0], *shape[2:]] != [batch, *tail] or shape[1] < 1:
+        raise ConfigError(
+            f"condition.tokens has shape {shape}; expected {str([batch, 'L', *tail]).replace(chr(39), '')}"
+        )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,115 +13,22 @@ from ddpm.conditions import Condition
 from ddpm.config import MIN_SIZE, NetworkConfig
 from ddpm.errors import ConfigError
 from ddpm.networks.blocks import (
-    Attention,
     BlockInputs,
-    Downsample,
+    Context,
     Resample,
-    ResBlock,
     TimeConditioning,
-    Upsample,
     dropout_states,
     time_embedding,
     zero_init,
 )
 from ddpm.networks.conditioning import NumberEmbedding, check_condition, label_rows, number_rows, with_picture
+from ddpm.networks.levels import DownLevel, Parts, Resampling, UpLevel, number_blocks
 from ddpm.networks.norm import GroupNorm
-
-Resampling = Literal["conv", "residual"]
+from ddpm.networks.text import TextInput
 
 _STEADY_ROWS = 8
 """Least rows in the embedding's products: with fewer, matrix libraries add in another order, and the last bits of a
 row, which bfloat16 then enlarges, would depend on how many pictures share the batch. It costs nothing to speak of."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What all blocks of one network have in common."""
-
-    num_groups: int
-    head_channels: int | None
-    dropout: float
-    time_conditioning: TimeConditioning
-    resampling: Resampling
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"network.dropout is {self.dropout}; expected 0 up to, not including, 1")
-        _check_choice("time_conditioning", self.time_conditioning, get_args(TimeConditioning))
-        _check_choice("resampling", self.resampling, get_args(Resampling))
-
-    def block(self, in_channels: int, out_channels: int, resample: Resample | None = None) -> ResBlock:
-        """Return a residual block."""
-        return ResBlock(
-            in_channels,
-            out_channels,
-            num_groups=self.num_groups,
-            dropout=self.dropout,
-            time_conditioning=self.time_conditioning,
-            resample=resample,
-        )
-
-    def attention(self, channels: int) -> Attention:
-        """Return a self-attention."""
-        return Attention(channels, num_groups=self.num_groups, head_channels=self.head_channels)
-
-    def resampling_step(self, channels: int, resample: Resample) -> nn.Module:
-        """Return the step from one resolution to the next."""
-        if self.resampling == "residual":
-            return self.block(channels, channels, resample)
-        return Downsample(channels) if resample == "down" else Upsample(channels)
-
-
-class Level(nn.Module):
-    """One resolution: blocks, with attention behind each or behind none, then the step to the next resolution.
-
-    Args:
-        parts: makes the blocks.
-        in_channels: of each block, its input channels.
-        channels: output channels of all blocks.
-        attends: whether there is attention behind each block.
-        resample: the step to the next resolution; none: there is none.
-    """
-
-    def __init__(
-        self,
-        parts: Parts,
-        in_channels: Sequence[int],
-        channels: int,
-        *,
-        attends: bool,
-        resample: Resample | None,
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([parts.block(width, channels) for width in in_channels])
-        self.attention = nn.ModuleList([parts.attention(channels) for _ in in_channels if attends])
-        self.resample = None if resample is None else parts.resampling_step(channels, resample)
-
-
-class DownLevel(Level):
-    """A level on the way down."""
-
-    def forward(self, h: Tensor, inputs: BlockInputs) -> list[Tensor]:
-        """Return what each step made: the way up reads all of it, the next level the last."""
-        made: list[Tensor] = []
-        for index, block in enumerate(self.blocks):
-            h = block(h, inputs)
-            h = self.attention[index](h) if self.attention else h
-            made.append(h)
-        if self.resample is not None:
-            made.append(self.resample(h, inputs))
-        return made
-
-
-class UpLevel(Level):
-    """A level on the way up."""
-
-    def forward(self, h: Tensor, inputs: BlockInputs, skips: list[Tensor]) -> Tensor:
-        """Return the activations for the next level; each block takes one from the end of `skips`."""
-        for index, block in enumerate(self.blocks):
-            h = block(torch.cat([h, skips.pop()], dim=1), inputs)
-            h = self.attention[index](h) if self.attention else h
-        return h if self.resample is None else self.resample(h, inputs)
 
 
 class UNet(nn.Module):
@@ -138,6 +43,8 @@ class UNet(nn.Module):
         num_classes: number of classes of y; none: no labels.
         num_numbers: numeric columns of y.
         picture_channels: channels of a paired picture, with the one that says where it is known; 0: there is none.
+        text: how the texts of y are read; none: it has no text. They enter through cross-attention behind each
+            attention, and their mean through the time embedding.
         base_channels: channels at the first level; the time embedding is four times as wide.
         channel_multipliers: of each level, its channels in units of `base_channels`.
         blocks_per_level: residual blocks a level on the way down; one more on the way up.
@@ -147,6 +54,7 @@ class UNet(nn.Module):
         time_conditioning: whether the embedding is added, or scales and shifts the second norm of a block.
         resampling: strided and nearest-neighbour convolutions, or BigGAN residual blocks.
         num_groups: groups of GroupNorm, reduced where they do not divide.
+        patch_size: side of the squares of pixels that the first convolution reads as channels, and the last writes.
         fourier_levels: gray levels of the data, whose places between -1 and 1 the network is to know exactly
             (Kingma et al. 2021, App. C); none: it reads its input alone.
 
@@ -162,6 +70,7 @@ class UNet(nn.Module):
         num_classes: int | None = None,
         num_numbers: int = 0,
         picture_channels: int = 0,
+        text: TextInput | None = None,
         base_channels: int = 128,
         channel_multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks_per_level: int = 2,
@@ -171,6 +80,7 @@ class UNet(nn.Module):
         time_conditioning: TimeConditioning = "add",
         resampling: Resampling = "conv",
         num_groups: int = 32,
+        patch_size: int = 1,
         fourier_levels: int | None = None,
     ) -> None:
         super().__init__()
@@ -178,17 +88,19 @@ class UNet(nn.Module):
             raise ConfigError(f"in_channels is {in_channels}; expected at least 1")
         if num_classes is not None and num_classes < 1:
             raise ConfigError(f"num_classes is {num_classes}; expected at least 1, or none for no classes")
-        parts = Parts(num_groups, head_channels, dropout, time_conditioning, resampling)
+        context_width = None if text is None else text.width
+        parts = Parts(num_groups, head_channels, dropout, time_conditioning, resampling, context_width)
         levels = [(k, base_channels * multiplier) for k, multiplier in enumerate(channel_multipliers)]
         last = len(levels) - 1
         self.in_channels = in_channels
         self.num_classes, self.num_numbers, self.picture_channels = num_classes, num_numbers, picture_channels
         self.base_channels = base_channels
-        self.stride = 2**last
+        self.patch_size = patch_size
+        self.stride = patch_size * 2**last
 
         self.frequencies = () if fourier_levels is None else level_frequencies(fourier_levels)
         seen = in_channels * (1 + 2 * len(self.frequencies)) + picture_channels
-        self.conv_in = nn.Conv2d(seen, base_channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(seen * patch_size**2, base_channels, 3, padding=1)
         skips = [base_channels]
         self.down = nn.ModuleList()
         for k, width in levels:
@@ -199,6 +111,7 @@ class UNet(nn.Module):
 
         width = skips[-1]
         self.middle = nn.ModuleList([parts.block(width, width), parts.attention(width), parts.block(width, width)])
+        self.middle_cross_attention = parts.cross_attention(width)
 
         self.up = nn.ModuleList()
         below = width
@@ -209,7 +122,8 @@ class UNet(nn.Module):
             below = width
 
         self.norm_out = GroupNorm(below, num_groups)
-        self.conv_out = nn.Conv2d(below, in_channels if out_channels is None else out_channels, 3, padding=1)
+        returned = in_channels if out_channels is None else out_channels
+        self.conv_out = nn.Conv2d(below, returned * patch_size**2, 3, padding=1)
         zero_init(self.conv_out)
 
         embedding = 4 * base_channels
@@ -217,6 +131,11 @@ class UNet(nn.Module):
         self.time_mlp = nn.Sequential(nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, embedding)
         self.number_embedding = NumberEmbedding(num_numbers, embedding) if num_numbers else None
+        self.text_input = text
+        self.text = None if text is None else text.build()
+        self.text_mean = None if text is None else nn.Linear(text.width, embedding)
+        if self.text_mean is not None:
+            zero_init(self.text_mean)
         self.embedding_projection = nn.Linear(embedding, sum(self.embedding_widths))
 
     def forward(
@@ -233,7 +152,8 @@ class UNet(nn.Module):
             x_t: [B, in_channels, H, W], floating point; H and W at least 4.
             t: [B], of any real type; 0-based, may lie off the integer grid.
             condition: labels below `num_classes`, numbers [B, num_numbers], a paired picture [B, picture_channels, H,
-                W]; none, or a field that is none: "none" for all.
+                W], tokens [B, L] or [B, L, D'] of the kind that `text` reads; none, or a field that is none: "none"
+                for all.
             dropout_keys: int64 [B], one key a picture, another for each training step; none: no dropout. Neither
                 train() nor eval() nor a global generator has a say in it.
 
@@ -246,19 +166,24 @@ class UNet(nn.Module):
         self._check_inputs(x_t, t, condition, dropout_keys)
         height, width = x_t.shape[-2:]
         seen = with_picture(with_waves(x_t, self.frequencies), condition, self.picture_channels)
-        seen = seen.to(self.conv_in.weight.dtype)
-        h = self.conv_in(self._pad(seen))  # [B, base_channels, H', W']
-        embeddings = torch.split_with_sizes(self._embed(t, condition).to(h.dtype), self.embedding_widths, dim=1)
+        seen = self._pad(seen.to(self.conv_in.weight.dtype))
+        h = self.conv_in(functional.pixel_unshuffle(seen, self.patch_size))  # [B, base_channels, H', W']
+        context = self._read(condition, len(t))
+        embedding = self._embed(t, condition, context).to(h.dtype)  # [B, sum of widths]
+        embeddings = torch.split_with_sizes(embedding, self.embedding_widths, dim=1)
         states = None if dropout_keys is None else dropout_states(dropout_keys, len(embeddings)).unbind()
-        inputs = BlockInputs(embeddings, states)
+        inputs = BlockInputs(embeddings, states, context)
         skips = [h]
         for level in self.down:
             skips += level(skips[-1], inputs)
         before, attention, after = self.middle
-        h = after(attention(before(skips[-1], inputs)), inputs)  # [B, C, H' / stride, W' / stride]
+        h = attention(before(skips[-1], inputs))  # [B, C, H / stride, W / stride]
+        h = h if self.middle_cross_attention is None else self.middle_cross_attention(h, context)
+        h = after(h, inputs)
         for level in self.up:
             h = level(h, inputs, skips)
-        h = self._leave(self.norm_out(h, silu=True))  # [B, out_channels, H', W']
+        h = self._leave(self.norm_out(h, silu=True))  # [B, out_channels patch_size^2, H', W']
+        h = functional.pixel_shuffle(h, self.patch_size)  # both sides padded
         top, left = (h.shape[-2] - height) // 2, (h.shape[-1] - width) // 2
         h = h[:, :, top : top + height, left : left + width]  # [B, out_channels, H, W]
         output: Tensor = h.to(torch.float64 if x_t.dtype == torch.float64 else torch.float32)
@@ -273,8 +198,19 @@ class UNet(nn.Module):
             output: Tensor = self.conv_out(h.to(self.conv_out.weight.dtype))
             return output
 
-    def _embed(self, t: Tensor, condition: Condition | None) -> Tensor:
-        """Return the embedding of time, class and numbers, projected for all blocks in one product: [B, widths]."""
+    def _read(self, condition: Condition | None, batch: int) -> Context | None:
+        """Return what cross-attention looks at, where the network reads texts."""
+        if self.text is None:
+            return None
+        tokens = None if condition is None else condition.tokens
+        if tokens is None:
+            tokens = self.text.none(batch)
+        few = max(0, _STEADY_ROWS - 1 - tokens.shape[1])
+        context: Context = self.text(functional.pad(tokens, (0, 0) * (tokens.ndim - 2) + (0, few)))
+        return context
+
+    def _embed(self, t: Tensor, condition: Condition | None, context: Context | None) -> Tensor:
+        """Return the embedding of time and conditions, projected for all blocks in one product: [B, sum of widths]."""
         batch, few = len(t), max(0, _STEADY_ROWS - len(t))
         t = functional.pad(t, (0, few))
         with torch.autocast(t.device.type, enabled=False):
@@ -285,6 +221,9 @@ class UNet(nn.Module):
             if self.number_embedding is not None:
                 numbers = _longer(None if condition is None else condition.numbers, few)
                 embedding = embedding + number_rows(numbers, self.number_embedding, len(t))
+            if self.text_mean is not None and context is not None:
+                mean = functional.pad(context.mean(), (0, 0, 0, few))
+                embedding = embedding + self.text_mean(mean.to(embedding.dtype))
             # All blocks read the SiLU of the same embedding: one small product in place of one a block.
             projected: Tensor = self.embedding_projection(functional.silu(embedding))
             return projected[:batch]
@@ -316,6 +255,7 @@ class UNet(nn.Module):
             num_classes=self.num_classes,
             num_numbers=self.num_numbers,
             picture_channels=self.picture_channels,
+            text=self.text_input,
         )
 
 
@@ -347,6 +287,7 @@ def build_unet(
     *,
     num_numbers: int = 0,
     picture_channels: int = 0,
+    text: TextInput | None = None,
 ) -> UNet:
     """Return the U-Net that `config` describes, with float32 weights drawn from torch's global generator.
 
@@ -359,6 +300,7 @@ def build_unet(
         num_classes=num_classes,
         num_numbers=num_numbers,
         picture_channels=picture_channels,
+        text=text,
         base_channels=config.base_channels,
         channel_multipliers=config.channel_multipliers,
         blocks_per_level=config.blocks_per_level,
@@ -368,18 +310,6 @@ def build_unet(
         time_conditioning=config.time_conditioning,
         resampling=config.resampling,
         num_groups=config.num_groups,
+        patch_size=config.patch_size,
         fourier_levels=config.fourier_levels,
     )
-
-
-def number_blocks(network: nn.Module) -> list[int]:
-    """Tell every residual block its place in `BlockInputs`; return the widths of their embeddings, in that order."""
-    blocks = [module for module in network.modules() if isinstance(module, ResBlock)]
-    for number, block in enumerate(blocks):
-        block.number = number
-    return [block.embedding_width for block in blocks]
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"network.{name} is '{value}'; expected one of {', '.join(known)}")

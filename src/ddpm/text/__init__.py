@@ -1,0 +1,1 @@
+"""Texts: what they are cut into, and the encoders that read them."""

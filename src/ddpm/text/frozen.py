@@ -1,0 +1,184 @@
+"""Any Hugging Face text encoder (CLIP, T5), frozen: its features are computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm.data.progress import ProgressFactory, silent
+from ddpm.errors import ConfigError, TextError
+from ddpm.files import sha256_of, write_atomically
+
+_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+_LONGEST = 512  # tokens, where neither tokenizer nor network states a limit
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenEncoder:
+    """A text encoder that is used as it is.
+
+    Attributes:
+        name: of a folder, or on the Hub.
+        sha256: of its files.
+        features: D, the width of its features.
+        limit: the longest text, in tokens.
+        network: ids and mask -> features.
+        tokenizer: texts -> ids and mask.
+    """
+
+    name: str
+    sha256: str
+    features: int
+    limit: int
+    network: Any
+    tokenizer: Any
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has; a blank one has none."""
+        ids = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
+        return [len(row) if text.strip() else 0 for row, text in zip(ids, texts, strict=True)]
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], length: int) -> Tensor:
+        """Return features float32 [B, length, D]; rows of zeros are padding, and all that a blank text has.
+
+        Raises:
+            TextError: if a text is longer than `length` tokens.
+        """
+        for text, tokens in zip(texts, self.lengths(texts), strict=True):
+            refuse_long(text, tokens, length)
+        inputs = self.tokenizer(
+            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        device = next(self.network.parameters()).device
+        ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
+        features: Tensor = self.network(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # [B, L, D]
+        said = torch.tensor([bool(text.strip()) for text in texts], device=device)
+        there = mask.bool() & said[:, None]
+        return torch.where(there[:, :, None], features, torch.zeros_like(features)).cpu()
+
+
+def load_encoder(name: str, *, device: str = "cpu", sha256: str | None = None) -> FrozenEncoder:
+    """Load a text encoder from a folder, or by its name on the Hugging Face Hub.
+
+    Args:
+        name: the folder, or the name.
+        device: where it runs.
+        sha256: of the encoder that is expected; none: any.
+
+    Raises:
+        ConfigError: if `transformers` is not installed, or the encoder cannot be had, is none, or is another one.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            f"the text encoder '{name}' needs transformers: pip install 'ddpm[transformers]'; or use 'own', an encoder "
+            "that is trained along"
+        ) from error
+    folder = _folder_of(name)
+    found = _hash_of(folder)
+    if sha256 not in (None, found):
+        raise ConfigError(
+            f"the text encoder '{name}' has SHA-256 {found[:12]}..., but this model was trained with {sha256[:12]}...; "
+            "use the same files"
+        )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        is_clip = config.model_type in ("clip", "clip_text_model")
+        kind = transformers.CLIPTextModel if is_clip else transformers.AutoModelForTextEncoding
+        network = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"'{name}' is no text encoder that transformers can load: {_first_line(error)}") from error
+    network.to(device).eval().requires_grad_(False)
+    stated = getattr(network.config, "max_position_embeddings", None) or _LONGEST
+    limit = min(int(tokenizer.model_max_length), int(stated))  # an unstated one is a huge number
+    return FrozenEncoder(name, found, int(network.config.hidden_size), limit, network, tokenizer)
+
+
+def kept_features(
+    encoder: FrozenEncoder, texts: Sequence[str], length: int, root: Path, progress: ProgressFactory = silent
+) -> NDArray[np.float16]:
+    """Return the features of texts [N, length, D], computed the first time and mapped from the disk later.
+
+    They take 2 D bytes a token; float16 keeps 3 digits of features that a layer norm has brought near 1.
+
+    Args:
+        encoder: what makes them.
+        texts: each once.
+        length: of each, in tokens.
+        root: folder of all kept features.
+        progress: shows the computation.
+
+    Raises:
+        TextError: if a text is longer than `length` tokens.
+    """
+    key = hashlib.sha256(json.dumps([encoder.sha256, length, list(texts)]).encode("utf-8", "surrogatepass"))
+    path = root / f"{key.hexdigest()[:32]}.npy"
+    if not path.is_file():
+        write_atomically(path, lambda part: _write_features(part, encoder, texts, length, progress))
+    kept: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    return kept
+
+
+def _write_features(
+    path: Path, encoder: FrozenEncoder, texts: Sequence[str], length: int, progress: ProgressFactory
+) -> None:
+    shape = (len(texts), length, encoder.features)
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    largest = float(np.finfo(np.float16).max)
+    with progress(len(texts), "encoding texts") as shown:
+        for start in range(0, len(texts), _BATCH):
+            part = texts[start : start + _BATCH]
+            made[start : start + len(part)] = encoder.encode(part, length).clamp(-largest, largest).numpy()
+            shown.update(len(part))
+    made.flush()
+
+
+def refuse_long(text: str, tokens: int, limit: int) -> None:
+    """Refuse a text of more tokens than there may be.
+
+    Raises:
+        TextError: with the beginning of the text, its length and the limit.
+    """
+    if tokens > limit:
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        raise TextError(f"the text '{shown}' is {tokens} tokens long; expected at most {limit}: shorten it")
+
+
+def _folder_of(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
+    except (OSError, ValueError) as error:  # the Hub's own errors are of these kinds
+        raise ConfigError(
+            f"the text encoder '{name}' is no folder, and cannot be fetched from the Hub ({_first_line(error)}); "
+            "download it on another machine and give its folder, or use 'own'"
+        ) from error
+
+
+def _hash_of(folder: Path) -> str:
+    files = sorted({file for pattern in _FILES for file in folder.glob(pattern)})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
