@@ -14,6 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from ddpm.adapter import AppliedAdapter, with_adapter
 from ddpm.codec import Pictures, PixelCodec
 from ddpm.conditioning import draw, encode
 from ddpm.conditions import Condition
@@ -62,6 +63,7 @@ class Model:
         picture_shape: (H, W, C).
         sampling: the recommended sampler, steps and options.
         provenance: plain JSON values: what the model was trained on and how (data fingerprint, step, configuration).
+        adapters: what was added to the weights that it was trained to.
     """
 
     network: nn.Module
@@ -74,6 +76,7 @@ class Model:
     conditions: ConditionSpec = field(default_factory=ConditionSpec)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     provenance: dict[str, Any] = field(default_factory=dict)
+    adapters: tuple[AppliedAdapter, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -152,6 +155,21 @@ class Model:
         except ValidationError as error:
             raise SamplingError(explain(error, "sampling")) from error
         return replace(self, sampling=sampling)
+
+    def with_adapter(self, path: str | Path, scale: float = 1.0) -> Model:
+        """Return a copy of the model with an adapter added: low-rank updates of its weights (LoRA).
+
+        Several add up. At scale 0 the outputs are bit-equal to those without it.
+
+        Args:
+            path: of the adapter, or the folder of the run that trained it.
+            scale: by which it acts; 1 is as it was trained.
+
+        Raises:
+            ModelFileError: if there is no whole adapter, or its base is another model.
+            SamplingError: for a scale that is not finite.
+        """
+        return with_adapter(self, Path(path), scale)
 
     def within(self, most: int) -> Model:
         """Return the model as it is sampled in at most `most` steps, for a look or a score on the way.
@@ -286,11 +304,14 @@ class Model:
             },
             "picture_shape": list(self.picture_shape),
             "sampling": self.sampling.as_tree(),
-            "provenance": self.provenance,
+            "provenance": {**self.provenance, **self._adapted()},
             **({"conditions": json.loads(self.conditions.model_dump_json())} if self.conditions.any else {}),
         }
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         write_model_file(Path(path), description, {**tensors, "schedule.betas": self.schedule.betas})
+
+    def _adapted(self) -> dict[str, Any]:
+        return {"adapters": [each.as_tree() for each in self.adapters]} if self.adapters else {}
 
     @staticmethod
     def load(path: str | Path, *, device: str = "cpu") -> Model:

@@ -16,14 +16,18 @@ from ddpm.files import write_atomically
 
 FORMAT = "ddpm-model"
 CLASSIFIER_FORMAT = "ddpm-classifier"
+ADAPTER_FORMAT = "ddpm-adapter"
 FORMAT_VERSION = 1
 _ADVICE = {
     FORMAT: "that is a diffusion model, see 'ddpm inspect'; 'ddpm train-classifier' trains a classifier",
     CLASSIFIER_FORMAT: "that is a classifier, see 'ddpm inspect'; 'ddpm train' trains a diffusion model",
+    ADAPTER_FORMAT: "that is an adapter, which needs its base: ddpm sample BASE --adapter FILE",
     "ddpm-checkpoint": "run 'ddpm train' with the same arguments to go on",
 }
 MODEL_NAME = "model.safetensors"
 """Name of the model in a run folder."""
+ADAPTER_NAME = "adapter.safetensors"
+"""Name of the adapter in the folder of a run that trains one."""
 
 
 def write_model_file(
@@ -68,6 +72,8 @@ def locate(path: Path) -> Path:
         inside = path / MODEL_NAME
         if inside.is_file():
             return inside
+        if (path / ADAPTER_NAME).is_file():
+            raise ModelFileError(f"'{path}' holds an adapter; name its base: ddpm sample BASE --adapter {path}")
         raise ModelFileError(f"no model in '{path}'; expected a run folder with '{MODEL_NAME}' in it")
     if os.path.isfile(path):
         return path

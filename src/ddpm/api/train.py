@@ -11,6 +11,7 @@ from ddpm.config import merge
 from ddpm.data.progress import silent
 from ddpm.evaluation.scorer import scorer_for
 from ddpm.model import Model
+from ddpm.model_file import ADAPTER_NAME
 from ddpm.terminal import bar
 from ddpm.training.display import show_run
 from ddpm.training.fine_tune import make_fine_tuning_plan
@@ -29,6 +30,7 @@ def train(
     seed: int | None = None,
     out: str | Path | None = None,
     init: str | Path | None = None,
+    lora: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> Model:
@@ -43,6 +45,7 @@ def train(
         seed: of every random number.
         out: the run folder; none: ``runs/NAME``, or ``runs/NAME-from-BASE`` with a base.
         init: a model, or the run folder of one, whose weights to begin with: fine-tuning.
+        lora: with `init`, the rank of low-rank updates to train in place of the weights.
         overrides: a tree of any other configuration values, for example ``{"network": {"dropout": 0.1}}``.
         quiet: show no progress.
 
@@ -57,6 +60,7 @@ def train(
     named = {
         "data": {"size": None if sides is None else list(sides)},
         "training": {"steps": steps, "batch_size": batch_size},
+        "lora": {"rank": lora},
         "seed": seed,
     }
     tree = merge(_given(named), overrides or {})
@@ -70,7 +74,10 @@ def train(
         deque(run(plan, scorer), maxlen=0)
     else:
         show_run(plan, scorer)
-    return Model.load(RunFolder(plan.out).model)
+    result = RunFolder(plan.out, plan.result).model
+    if init is not None and plan.result == ADAPTER_NAME:
+        return Model.load(init).with_adapter(result)
+    return Model.load(result)
 
 
 def _given(tree: Mapping[str, Any]) -> dict[str, Any]:

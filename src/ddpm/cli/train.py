@@ -39,6 +39,10 @@ def train(
         Path | None,
         arg(metavar="MODEL|RUN", help="begin with the weights of this model: fine-tuning; its network stays as it is"),
     ] = None,
+    lora: Annotated[
+        int | None,
+        arg(metavar="RANK", help="with --init: train low-rank updates of its weights alone, into a small adapter file"),
+    ] = None,
     config: Annotated[
         Path | None, arg(metavar="FILE", help="a .json or .toml file of configuration values, over the preset's")
     ] = None,
@@ -60,6 +64,7 @@ def train(
         seed: of the run.
         out: the run folder.
         init: a model to begin with.
+        lora: rank of low-rank updates.
         config: a file of values.
         set: single values.
         dry_run: only show.
@@ -68,6 +73,7 @@ def train(
     of_dry_run = {key: tree.pop(key) for key in ("preset", "out") if isinstance(tree.get(key), str)}
     preset, out = preset or of_dry_run.get("preset"), out or of_dry_run.get("out")
     tree = merge(tree, _flags(size=size, steps=steps, batch_size=batch_size, seed=seed))
+    tree = merge(tree, {} if lora is None else {"lora": {"rank": lora}})
     tree = merge(tree, parse_assignments(set))
 
     from ddpm.evaluation.scorer import extractor_for, scorer_for

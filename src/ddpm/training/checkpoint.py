@@ -19,7 +19,7 @@ CHECKPOINT_NAME = "checkpoint.safetensors"
 
 
 def save_checkpoint(path: Path, state: TrainState, notes: dict[str, Any]) -> None:
-    """Write weights, average, optimizer and counters, atomically.
+    """Write weights, average, optimizer and counters, atomically; weights that are frozen are their base's to keep.
 
     Args:
         path: where.
@@ -77,8 +77,11 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def _tensors_of(state: TrainState) -> dict[str, Tensor]:
-    tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.network.state_dict().items()}
+    frozen = {name for name, parameter in state.network.named_parameters() if not parameter.requires_grad}
+    tensors: dict[str, Tensor] = {}
+    for part, network in (("network", state.network), ("ema", state.ema.network)):
+        moving = {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
+        tensors |= {f"{part}.{name}": tensor for name, tensor in moving.items()}
     for name, parameter in state.network.named_parameters():
         for slot, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{slot}.{name}"] = value
@@ -89,8 +92,9 @@ def _tensors_of(state: TrainState) -> dict[str, Tensor]:
 
 def _make_optimizer_slots(state: TrainState) -> None:
     """Let AdamW create its moments, which it otherwise does at its first step; the values are then overwritten."""
-    for parameter in state.network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
 

@@ -62,10 +62,11 @@ class Display:
     def _started(self, event: Started) -> None:
         store, engine = self._plan.store, event.engine
         height, width, channels = self._plan.picture_shape
+        part = "" if event.num_trained == event.num_parameters else f", {event.num_trained:,} of them trained"
         say(f"run folder: {event.folder} (up to {in_bytes(event.forecast_bytes)})")
         say(
             f"preset {self._plan.preset}: {len(store.train):,} pictures of {height}x{width}x{channels} to train on, "
-            f"{len(store.held_out):,} held out; network of {event.num_parameters / 1e6:.2f} M parameters; "
+            f"{len(store.held_out):,} held out; network of {event.num_parameters / 1e6:.2f} M parameters{part}; "
             f"{event.num_steps:,} steps on {engine.device} in {engine.precision}"
         )
         self._bar = tqdm(
@@ -103,4 +104,4 @@ class Display:
         self.close()
         say(f"{'finished' if event.complete else 'stopped'} at step {event.step:,}: {event.reason}")
         say(f"run folder: {self._plan.out}")
-        say(f"next: ddpm sample {self._plan.out}" if event.complete else "run the same command again to go on")
+        say(f"next: {self._plan.next_command()}" if event.complete else "run the same command again to go on")

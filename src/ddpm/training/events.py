@@ -20,6 +20,7 @@ class Started:
     step: int
     num_steps: int
     num_parameters: int
+    num_trained: int
     engine: Engine
     forecast_bytes: int
 

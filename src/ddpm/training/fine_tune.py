@@ -6,22 +6,28 @@ is already good.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from ddpm.adapter import Adapter, weights_sha256
 from ddpm.adapter_config import FineTuningConfig
 from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
+from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, ModelFileError
 from ddpm.files import sha256_of
 from ddpm.model import Model
-from ddpm.model_file import MODEL_NAME, locate
+from ddpm.model_file import ADAPTER_NAME, MODEL_NAME, locate
+from ddpm.networks.lora import add_low_rank, low_rank_tensors
 from ddpm.training.checkpoint import read_notes
 from ddpm.training.plan import Plan, default_out, difference
 from ddpm.training.run_folder import RunFolder
@@ -49,7 +55,42 @@ class FineTuningPlan(Plan):
         """Return a network with the base's weights."""
         network = super().first_network()
         network.load_state_dict(self.base.network.state_dict(), strict=True)
+        lora = self.config.lora
+        if lora.rank:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(stream(self.config.seed, "lora").integers(2**63)))
+                add_low_rank(network, rank=lora.rank, alpha=lora.alpha or lora.rank, layers=lora.layers)
         return network
+
+    @property
+    def result(self) -> str:
+        """Name of the file of what is trained."""
+        return ADAPTER_NAME if self.config.lora.rank else MODEL_NAME
+
+    def write(self, model: Model, path: Path) -> None:
+        """Write the model; of low-rank updates, an adapter."""
+        if not self.config.lora.rank:
+            model.save(path)
+            return
+        section = section_of(self.config)
+        Adapter(
+            kind="lora",
+            base_sha256=self.base_weights,
+            settings=json.loads(self.config.lora.model_dump_json()),
+            tensors=low_rank_tensors(model.network),
+            provenance={**model.provenance, "base": section.base},
+        ).save(path)
+
+    @cached_property
+    def base_weights(self) -> str:
+        """SHA-256 of the base's weights."""
+        return weights_sha256(self.base.network)
+
+    def next_command(self) -> str:
+        """Return the command that samples from what is trained."""
+        if self.config.lora.rank:
+            return f"ddpm sample {section_of(self.config).base} --adapter {self.out}"
+        return super().next_command()
 
     def schedule(self) -> NoiseSchedule:
         """Return the base's schedule."""
@@ -117,7 +158,10 @@ def make_fine_tuning_plan(
     _check_data(store, base, file)
     height, width = store.pictures.shape[1:3]
     resolved = {} if store.is_points else {"data": {"size": [height, width]}}
-    chosen = {"training": gentle_training(base, len(store.train), asked.get("training", {}))}
+    lora = bool(config.lora.rank)
+    if lora and (height, width) != base.picture_shape[:2]:
+        raise ConfigError(f"size {height}x{width}; an adapter is for pictures of its base's size, leave --size out")
+    chosen = {"training": gentle_training(base, len(store.train), asked.get("training", {}), lora=lora)}
     config = from_tree(merge(merge(merge(tree, chosen), asked), resolved))
     return FineTuningPlan(config, FROM_BASE, store, folder.path, base)
 
@@ -153,13 +197,14 @@ def base_tree(file: Path, base: Model) -> dict[str, Any]:
     }
 
 
-def gentle_training(base: Model, count: int, asked: Mapping[str, Any]) -> dict[str, Any]:
+def gentle_training(base: Model, count: int, asked: Mapping[str, Any], *, lora: bool) -> dict[str, Any]:
     """Return optimisation for a start that is already good: short, small steps, an average that follows.
 
     Args:
         base: whose learning rate and batch size are known.
         count: of pictures to train on.
         asked: what the user wants of it.
+        lora: whether low-rank updates are trained: they begin at zero, and bear the base's own learning rate.
     """
     known = base.provenance.get("config", {}).get("training", {})
     steps = asked.get("steps") or max(500, min(20_000, 10 * count))
@@ -167,7 +212,7 @@ def gentle_training(base: Model, count: int, asked: Mapping[str, Any]) -> dict[s
     return {
         "steps": steps,
         "batch_size": known.get("batch_size", 64),
-        "learning_rate": known.get("learning_rate", 4e-4) / 4,
+        "learning_rate": known.get("learning_rate", 4e-4) / (1 if lora else 4),
         "warmup_steps": min(100, steps // 10),
         "decay": "cosine",
         "ema_decay": 0.999,
@@ -179,14 +224,17 @@ def gentle_training(base: Model, count: int, asked: Mapping[str, Any]) -> dict[s
 
 
 def _without_base(init: Path, folder: RunFolder) -> dict[str, Any] | None:
-    """Return the configuration of the run that goes on, if its base is gone and it needs none; else none."""
+    """Return the configuration of the run that goes on, if its base is gone and it needs none; else none.
+
+    Low-rank updates need their base: the checkpoint holds them alone.
+    """
     try:
         locate(init)
     except ModelFileError:
         if not folder.checkpoint.exists():
             raise
         config: dict[str, Any] = read_notes(folder.checkpoint)["config"]
-        if config.get("fine_tuning") is None:
+        if config.get("fine_tuning") is None or config.get("lora", {}).get("rank"):
             raise
         return config
     return None

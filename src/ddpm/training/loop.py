@@ -143,9 +143,9 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW over all weights; with weight_decay = 0 it is Adam."""
+    """Return AdamW over all weights that are not frozen; with weight_decay = 0 it is Adam."""
     return torch.optim.AdamW(
-        network.parameters(),
+        [weight for weight in network.parameters() if weight.requires_grad],
         lr=config.learning_rate,
         betas=config.adam_betas,
         weight_decay=config.weight_decay,

@@ -19,6 +19,7 @@ from ddpm.diffusion.schedules import NoiseSchedule, make_schedule
 from ddpm.engine import Engine, choose_engine
 from ddpm.errors import ConfigError
 from ddpm.model import Model
+from ddpm.model_file import MODEL_NAME
 from ddpm.networks import build_network
 from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
 from ddpm.training.loop import Objective
@@ -77,6 +78,19 @@ class Plan:
         """Return the noise schedule."""
         section = self.config.schedule
         return make_schedule(section.name, section.num_timesteps, zero_terminal_snr=section.zero_terminal_snr)
+
+    @property
+    def result(self) -> str:
+        """Name of the file of what is trained."""
+        return MODEL_NAME
+
+    def write(self, model: Model, path: Path) -> None:
+        """Write what is trained: the model."""
+        model.save(path)
+
+    def next_command(self) -> str:
+        """Return the command that samples from what is trained."""
+        return f"ddpm sample {self.out}"
 
     def lineage(self) -> dict[str, Any]:
         """Return what provenance says of models that this one comes from."""

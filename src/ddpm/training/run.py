@@ -39,7 +39,7 @@ def run(plan: Plan, scorer: Scorer | None = None) -> Iterator[Event]:
     """
     if scorer is None and plan.config.training.score != "loss":
         raise ConfigError(f"training.score is '{plan.config.training.score}', but no scorer is given to the run")
-    folder = RunFolder(plan.out)
+    folder = RunFolder(plan.out, plan.result)
     folder.check_usable()
     with ExitStack() as stack:
         stack.enter_context(folder.claimed())
@@ -144,6 +144,7 @@ def _started(session: Session) -> Started:
         step=session.state.step,
         num_steps=session.plan.config.training.steps,
         num_parameters=session.model().num_parameters,
+        num_trained=session.num_trained,
         engine=session.engine,
         forecast_bytes=session.forecast_bytes(),
     )

@@ -31,9 +31,11 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        result: name of what is trained: a model, or an adapter.
     """
 
     path: Path
+    result: str = MODEL_NAME
 
     @property
     def checkpoint(self) -> Path:
@@ -42,8 +44,8 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The model with averaged weights, as of the last checkpoint."""
-        return self.path / MODEL_NAME
+        """The model, or adapter, with averaged weights, as of the last checkpoint."""
+        return self.path / self.result
 
     @property
     def best_model(self) -> Path:

@@ -104,6 +104,11 @@ class Session:
             provenance=self._provenance(averaged),
         )
 
+    @property
+    def num_trained(self) -> int:
+        """How many numbers the optimizer moves."""
+        return sum(weight.numel() for weight in self.state.network.parameters() if weight.requires_grad)
+
     def batches(self) -> BatchSource:
         """Return where the batches come from."""
         plan = self.plan
@@ -138,7 +143,7 @@ class Session:
             }
         )
         if self.scorer is None and evaluation.held_out <= min(past.held_out for past in self.history):
-            self.model().save(self.folder.best_model)
+            self.plan.write(self.model(), self.folder.best_model)
         return Evaluated(evaluation, status)
 
     def score(self, scorer: Scorer, metrics: MetricsFile) -> Scored | Notice:
@@ -154,7 +159,7 @@ class Session:
         metrics.write({"step": step, name: found.value, f"{name}_error": found.error})
         best = is_best(self.scores)
         if best:
-            model.save(self.folder.best_model)
+            self.plan.write(model, self.folder.best_model)
         return Scored(self.scores[-1], best, time.monotonic() - began)
 
     def save(self, metrics: MetricsFile) -> Iterator[Notice | Saved]:
@@ -174,9 +179,9 @@ class Session:
         removed = self.folder.make_room(training.disk_limit_gib, coming)
         if removed:
             yield Notice(f"removed {len(removed)} milestone(s) to stay within {training.disk_limit_gib:g} GiB")
-        model.save(self.folder.model)
+        self.plan.write(model, self.folder.model)
         if due and self.folder.has_room(training.disk_limit_gib, coming):
-            model.save(self.folder.milestone(step))
+            self.plan.write(model, self.folder.milestone(step))
         save_checkpoint(self.folder.checkpoint, self.state, self._notes())
         self.saved_step = step
         yield Saved(step, self.folder.path)
@@ -218,7 +223,7 @@ class Session:
             )
 
     def _model_bytes(self) -> int:
-        return 4 * self.model().num_parameters
+        return 4 * self.num_trained
 
     def _provenance(self, averaged: bool) -> dict[str, Any]:
         store, config = self.plan.store, self.plan.config

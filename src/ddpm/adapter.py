@@ -1,0 +1,180 @@
+"""Adapter: what is added to a base model, in one small self-describing file that fits that base alone."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from ddpm.adapter_config import LoraConfig
+from ddpm.config import explain
+from ddpm.errors import ConfigError, ModelFileError, SamplingError
+from ddpm.files import sha256_of
+from ddpm.model_file import ADAPTER_FORMAT, ADAPTER_NAME, read_model_file, write_model_file
+from ddpm.networks.lora import merge_low_rank
+
+if TYPE_CHECKING:
+    from ddpm.model import Model
+
+AdapterKind = Literal["lora"]
+_LARGEST_SCALE = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedAdapter:
+    """An adapter that a model carries.
+
+    Attributes:
+        file: that it was read from.
+        sha256: of that file.
+        kind: of the adapter.
+        scale: by which it acts.
+        base_sha256: of the weights that it was trained on: those of the model before any adapter.
+    """
+
+    file: str
+    sha256: str
+    kind: AdapterKind
+    scale: float
+    base_sha256: str
+
+    def as_tree(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"file": self.file, "sha256": self.sha256, "kind": self.kind, "scale": self.scale}
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What an adapter file holds.
+
+    Attributes:
+        kind: "lora".
+        base_sha256: of the weights of its base, from `weights_sha256`.
+        settings: of its kind, as plain JSON values.
+        tensors: its weights, by name.
+        provenance: plain JSON values: its base's file, what it was trained on and how.
+    """
+
+    kind: AdapterKind
+    base_sha256: str
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers it holds."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def lora(self) -> LoraConfig:
+        """The settings of low-rank updates."""
+        return LoraConfig.model_validate_json(json.dumps(self.settings))
+
+    def save(self, path: Path) -> None:
+        """Write it, atomically."""
+        description = {
+            "kind": self.kind,
+            "base_sha256": self.base_sha256,
+            "settings": self.settings,
+            "provenance": self.provenance,
+        }
+        write_model_file(path, description, self.tensors, ADAPTER_FORMAT)
+
+    @staticmethod
+    def load(path: Path) -> Adapter:
+        """Read an adapter from its file, or from the folder of the run that trained it.
+
+        Raises:
+            ModelFileError: if there is none, or it is no whole adapter.
+        """
+        file = locate_adapter(path)
+        description, tensors = read_model_file(file, ADAPTER_FORMAT)
+        try:
+            adapter = Adapter(
+                kind=TypeAdapter(AdapterKind).validate_python(description["kind"]),
+                base_sha256=str(description["base_sha256"]),
+                settings=dict(description["settings"]),
+                tensors=tensors,
+                provenance=dict(description["provenance"]),
+            )
+            if adapter.lora.rank < 1 or not tensors:
+                raise ValueError("updates of rank 0")
+        except (LookupError, TypeError, ValueError) as error:
+            reason = explain(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+            raise ModelFileError(f"'{file}' describes no valid adapter ({reason}); take another copy") from error
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+                raise ModelFileError(f"'{file}' is damaged: '{name}' holds other than finite numbers of float32")
+        return adapter
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights by name, hexadecimal: what an adapter knows its base by.
+
+    Unlike that of the file, it stays the same when sampling advice or provenance change.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def locate_adapter(path: Path) -> Path:
+    """Return the adapter file that a path stands for: itself, or the adapter in a run folder.
+
+    Raises:
+        ModelFileError: if there is none.
+    """
+    if os.path.isdir(path):
+        inside = path / ADAPTER_NAME
+        if inside.is_file():
+            return inside
+        raise ModelFileError(f"no adapter in '{path}'; expected a run folder with '{ADAPTER_NAME}' in it")
+    if not os.path.isfile(path):
+        raise ModelFileError(f"no adapter at '{path}'; 'ddpm train DATA --init MODEL --lora 8' trains one")
+    return path
+
+
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """Return path and scale of "FILE" or "FILE:SCALE"; without one, the scale is 1."""
+    path, sign, scale = text.rpartition(":")
+    if sign and not os.path.exists(text):
+        try:
+            return Path(path), float(scale)
+        except ValueError:
+            pass
+    return Path(text), 1.0
+
+
+def with_adapter(model: Model, path: Path, scale: float) -> Model:
+    """Return a copy of a model with an adapter added; see `Model.with_adapter`."""
+    if not (math.isfinite(scale) and abs(scale) <= _LARGEST_SCALE):
+        raise SamplingError(f"adapter '{path}' at scale {scale:g}; expected a finite number, such as 1")
+    file = locate_adapter(path)
+    adapter = Adapter.load(file)
+    base = model.adapters[0].base_sha256 if model.adapters else weights_sha256(model.network)
+    if base != adapter.base_sha256:
+        told = adapter.provenance.get("base", "?")
+        raise ModelFileError(
+            f"the adapter '{file}' was trained on '{told}', whose weights have the SHA-256 "
+            f"{adapter.base_sha256[:12]}...; those of this model have {base[:12]}...; load it on top of its own base"
+        )
+    network = copy.deepcopy(model.network)
+    settings = adapter.lora
+    try:
+        merge_low_rank(network, adapter.tensors, scale * (settings.alpha or settings.rank) / settings.rank)
+    except ConfigError as error:
+        raise ModelFileError(f"'{file}' is damaged: {error}") from error
+    applied = AppliedAdapter(str(file), sha256_of(file), adapter.kind, scale, base)
+    return replace(model, network=network, adapters=(*model.adapters, applied))
