@@ -9,10 +9,10 @@ import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ddpm.adapter_config import LoraConfig
@@ -101,7 +101,7 @@ class Adapter:
         description, tensors = read_model_file(file, ADAPTER_FORMAT)
         try:
             adapter = Adapter(
-                kind=TypeAdapter(AdapterKind).validate_python(description["kind"]),
+                kind=_checked_kind(description["kind"]),
                 base_sha256=str(description["base_sha256"]),
                 settings=dict(description["settings"]),
                 tensors=tensors,
@@ -116,6 +116,13 @@ class Adapter:
             if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
                 raise ModelFileError(f"'{file}' is damaged: '{name}' holds other than finite numbers of float32")
         return adapter
+
+
+def _checked_kind(kind: Any) -> AdapterKind:
+    known = get_args(AdapterKind)
+    if kind not in known:
+        raise ValueError(f"its kind is {kind!r}; known are {', '.join(known)}")
+    return cast(AdapterKind, kind)
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -39,7 +39,7 @@ def inspect(
         set: configuration values.
     """
     path = Path(what)
-    if path.is_dir() and any((path / name).exists() for name in ("checkpoint.safetensors", "model.safetensors")):
+    if path.is_dir() and any((path / f"{name}.safetensors").exists() for name in ("checkpoint", "model", "adapter")):
         _inspect_run(path)
     elif path.is_file() and path.suffix.lower() in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl"):
         _inspect_file(path)
@@ -68,6 +68,7 @@ def _inspect_data(data: str, tree: dict[str, object], out: Path | None) -> None:
 
 
 def _inspect_run(path: Path) -> None:
+    from ddpm.model_file import ADAPTER_NAME
     from ddpm.training.checkpoint import read_notes
     from ddpm.training.run_folder import RunFolder
     from ddpm.training.session import evaluation_of
@@ -87,16 +88,18 @@ def _inspect_run(path: Path) -> None:
         previews = sorted(folder.previews.glob("*.png"))
         if previews:
             print(f"latest preview: {previews[-1]}")
-    if folder.model.exists():
-        _inspect_file(folder.model)
+    for file in (folder.model, folder.path / ADAPTER_NAME):
+        if file.exists():
+            _inspect_file(file)
 
 
 def _inspect_file(path: Path) -> None:
     from ddpm.model import Model
-    from ddpm.model_file import CLASSIFIER_FORMAT, format_of
+    from ddpm.model_file import ADAPTER_FORMAT, CLASSIFIER_FORMAT, format_of
 
-    if format_of(path) == CLASSIFIER_FORMAT:
-        _inspect_classifier(path)
+    special = {CLASSIFIER_FORMAT: _inspect_classifier, ADAPTER_FORMAT: _inspect_adapter}.get(format_of(path))
+    if special is not None:
+        special(path)
         return
     model = Model.load(path)
     provenance, advice = model.provenance, model.sampling
@@ -120,6 +123,20 @@ def _inspect_file(path: Path) -> None:
         print(f"begun with: {begun.get('base', '?')} (SHA-256 {str(begun.get('base_sha256', '?'))[:12]}...)")
     print(f"recommended: {json.dumps(advice.as_tree())}")
     print(f"sample from it: ddpm sample {path}")
+
+
+def _inspect_adapter(path: Path) -> None:
+    from ddpm.adapter import Adapter
+
+    adapter = Adapter.load(path)
+    provenance, base = adapter.provenance, adapter.provenance.get("base", "BASE")
+    print(f"{path}: an adapter ({adapter.kind}) of {adapter.num_parameters:,} numbers: {json.dumps(adapter.settings)}")
+    print(f"base: {base}, weights of SHA-256 {adapter.base_sha256[:12]}...")
+    print(
+        f"trained: {provenance.get('step', 0):,} steps on {provenance.get('data', '?')} "
+        f"({provenance.get('data_count', 0):,} pictures)"
+    )
+    print(f"use it: ddpm sample {base} --adapter {path}")
 
 
 def _inspect_classifier(path: Path) -> None:

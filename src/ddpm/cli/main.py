@@ -39,6 +39,7 @@ def _run(words: Sequence[str]) -> None:
     from ddpm.cli.evaluate import evaluate
     from ddpm.cli.figure import figure
     from ddpm.cli.inspect import inspect
+    from ddpm.cli.merge import merge
     from ddpm.cli.sample import sample
     from ddpm.cli.train import train
     from ddpm.cli.train_classifier import train_classifier
@@ -56,6 +57,7 @@ def _run(words: Sequence[str]) -> None:
             "inspect": inspect,
             "figure": figure,
             "distill": distill,
+            "merge": merge,
             "compare-samplers": compare_samplers,
             "train-classifier": train_classifier,
         },

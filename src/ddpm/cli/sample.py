@@ -31,6 +31,10 @@ def sample(
         arg(metavar="NAME", help=f"{', '.join(get_args(SamplerName))}; by default what the model recommends"),
     ] = None,
     steps: Annotated[int | None, arg(metavar="N", help="sampling steps; by default what the model recommends")] = None,
+    adapter: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(metavar="FILE[:SCALE]", help="add an adapter of this model, at a scale (1); may be repeated"),
+    ] = (),
     set: Annotated[
         UseAppendAction[tuple[str, ...]],
         arg(metavar="KEY=VALUE", help="an option, such as churn=40 of heun, or spacing=karras"),
@@ -63,6 +67,7 @@ def sample(
         pictures: their numbers.
         sampler: its name.
         steps: of the sampler.
+        adapter: files that add to the model.
         set: options of the sampler.
         seed: of the noise.
         from_: a picture to make again.
@@ -80,9 +85,9 @@ def sample(
 
     how = How(batch_size=batch_size, precision=precision, out=out, device=device, film=film, format=format)
     if from_ is not None:
-        if pictures is not None or sampler is not None or steps is not None or set:
+        if pictures is not None or sampler is not None or steps is not None or set or adapter:
             raise SamplingError(
-                "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --set"
+                "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --adapter, --set"
             )
         sample_again(from_, model, how)
         return
@@ -91,7 +96,7 @@ def sample(
     if number < 1:
         raise SamplingError(f"{number} pictures; expected at least 1")
     numbers = range(number) if pictures is None else parse_numbers(pictures)
-    job = plan(model, how, numbers=numbers, seed=seed, sampler=sampler, steps=steps, assignments=set)
+    job = plan(model, how, numbers=numbers, seed=seed, sampler=sampler, steps=steps, assignments=set, adapters=adapter)
     run_job(job, progress=bar, tell=say)
     say(f"{len(numbers):,} pictures and grid.png in {job.folder}")
 
@@ -117,8 +122,10 @@ def plan(
     sampler: str | None,
     steps: int | None,
     assignments: tuple[str, ...],
+    adapters: tuple[str, ...] = (),
 ) -> Job:
     """Return the job that the options describe; nothing is written yet."""
+    from ddpm.adapter import parse_adapter
     from ddpm.engine import choose_engine
     from ddpm.model import Model
     from ddpm.model_file import locate
@@ -128,6 +135,8 @@ def plan(
     file = locate(path)
     engine = choose_engine(how.device, how.precision)
     loaded = Model.load(file, device=engine.device)
+    for text in adapters:
+        loaded = loaded.with_adapter(*parse_adapter(text))
     model = with_options(loaded, sampler=sampler, steps=steps, assignments=assignments)
     if warning := misuse(loaded, model):
         say(warning)
@@ -147,6 +156,8 @@ def sample_again(picture: Path, given: Path | None, how: How) -> None:
     file = recipe.find_model(picture, given)
     engine = choose_engine(how.device, recipe.checked_precision())
     model = replace(Model.load(file, device=engine.device), sampling=sampling_of(recipe))
+    for adapter, scale in recipe.find_adapters(picture):
+        model = model.with_adapter(adapter, scale)
     folder = how.out if how.out is not None else picture.parent / "again"
     job = Job(model, file, [recipe.picture], recipe.seed, engine, folder, how.batch_size, how.format, how.film)
     run_job(job, progress=bar, tell=say)

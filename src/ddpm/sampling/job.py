@@ -21,6 +21,7 @@ from ddpm.engine import Engine
 from ddpm.errors import RunError, SamplingError
 from ddpm.files import write_atomically, write_text
 from ddpm.model import Model
+from ddpm.model_file import ADAPTER_NAME
 from ddpm.sampling.batches import Forecast, forecast, make_pictures
 from ddpm.sampling.films import Film, FilmKind, check_film, save_film
 from ddpm.sampling.recipe import TEXT_KEY, Recipe, recipe_of
@@ -227,8 +228,13 @@ def default_folder(file: Path, model: Model, seed: int, assignments: Sequence[st
     advice = model.sampling
     stem = "" if file.name == "model.safetensors" else f"{file.stem}-"
     options = "".join(f"-{item.replace('=', '')}" for item in sorted(assignments))
+    options = "".join(f"-{_short_name(Path(each.file))}-{each.scale:g}" for each in model.adapters) + options
     safe = "".join(sign if sign.isalnum() or sign in "-._" else "_" for sign in options)
     return file.parent / "samples" / f"{stem}{advice.sampler}-{advice.steps}{safe}-seed{seed}"
+
+
+def _short_name(adapter: Path) -> str:
+    return adapter.absolute().parent.name if adapter.name == ADAPTER_NAME else adapter.stem
 
 
 def difference(first: Path, second: Path) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ class Recipe:
         step: optimizer steps that the model had seen; none if it does not say.
         precision: of the network's arithmetic, "float32" or "bfloat16".
         version: of this program.
+        adapters: file, sha256 and scale of each adapter that the model carried, files relative as the model's.
     """
 
     picture: int
@@ -47,6 +49,7 @@ class Recipe:
     step: int | None
     precision: str
     version: str
+    adapters: list[dict[str, Any]] = field(default_factory=list)
 
     def as_text(self) -> str:
         """Return one line of JSON; `read_recipe` inverts it."""
@@ -96,23 +99,46 @@ class Recipe:
             )
         return file
 
+    def find_adapters(self, picture: Path) -> list[tuple[Path, float]]:
+        """Return file and scale of each adapter behind `picture`.
+
+        Raises:
+            SamplingError: if one is not where the recipe says, or is another.
+        """
+        found = []
+        for tree in self.adapters:
+            file = Path(os.path.normpath(picture.absolute().parent / tree["file"]))
+            if not file.is_file() or file_sha256(file) != tree["sha256"]:
+                raise SamplingError(
+                    f"the adapter of '{picture}', of SHA-256 {tree['sha256'][:12]}..., is not at '{file}'; put it there"
+                )
+            found.append((file, float(tree["scale"])))
+        return found
+
 
 def recipe_of(model: Model, file: Path, folder: Path, *, seed: int, engine: Engine) -> Recipe:
     """Return the recipe of the pictures that `model`, read from `file`, makes into `folder`; of number 0."""
-    try:
-        relative = os.path.relpath(file.absolute(), folder.absolute())
-    except ValueError:  # another drive of Windows
-        relative = file.name
     return Recipe(
         picture=0,
         seed=seed,
         sampling=model.sampling.as_tree(),
-        model=Path(relative).as_posix(),
+        model=_relative(file, folder),
         model_sha256=file_sha256(file),
         step=model.provenance.get("step"),
         precision=engine.precision,
         version=__version__,
+        adapters=[
+            {"file": _relative(Path(each.file), folder), "sha256": each.sha256, "scale": each.scale}
+            for each in model.adapters
+        ],
     )
+
+
+def _relative(file: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(file.absolute(), folder.absolute())).as_posix()
+    except ValueError:  # another drive of Windows
+        return file.name
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -126,11 +152,14 @@ def read_recipe(path: Path) -> Recipe:
         raise SamplingError(f"'{path}' holds no recipe; expected a picture that 'ddpm sample' wrote")
     try:
         tree = json.loads(text)
-        recipe = Recipe(**{name: tree[name] for name in Recipe.__slots__})
+        known = {"adapters": [], **tree}
+        recipe = Recipe(**{name: known[name] for name in Recipe.__slots__})
         numbers = [(getattr(recipe, key), end) for key, end in _WHOLE.items()]
         whole = all(type(number) is int and 0 <= number < end for number, end in numbers)
-        texts = all(isinstance(value, str) for value in (recipe.model, recipe.model_sha256, recipe.precision))
-        if not (whole and texts and {"sampler", "steps"} <= recipe.sampling.keys()):
+        scales = all(math.isfinite(each["scale"]) for each in recipe.adapters)
+        named = [text for each in recipe.adapters for text in (each["file"], each["sha256"])]
+        texts = all(isinstance(value, str) for value in (recipe.model, recipe.model_sha256, recipe.precision, *named))
+        if not (whole and texts and scales and {"sampler", "steps"} <= recipe.sampling.keys()):
             raise TypeError("a value of another kind")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SamplingError(
