@@ -34,8 +34,8 @@ def test_equations_and_functions_link_to_each_other(site: Path) -> None:
             assert f'id="{path}"' in reference
             assert re.search(rf'href="\.\./reference/[\w.]+\.html#{re.escape(path)}"', page), path
         for test in equation.tests:
-            assert f'href="../{test.page.removesuffix(".md")}.html#{test.name}"' in page
-            assert f'id="{test.name}"' in (site / test.page).with_suffix(".html").read_text()
+            assert f'href="../{test.page.removesuffix(".md")}.html#{test.anchor}"' in page
+            assert f'id="{test.anchor}"' in (site / test.page).with_suffix(".html").read_text()
 
 
 def test_formulas_are_drawn_by_the_browser_alone(site: Path) -> None:

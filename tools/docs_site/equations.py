@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,12 @@ DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^\$\$\n(?P<latex>.+?)\n\$\$$", re.DOTALL | re.MULTILINE)
 CAPTION = re.compile(r"^\*\*Equation (?P<number>\d+\.\d+)\.\*\* (?P<about>.+?)(?=\n\n|\n*\Z)", re.DOTALL | re.MULTILINE)
 FUNCTION = re.compile(r"`(?P<path>ddpm(?:\.\w+)+)`")
-TEST = re.compile(r"`(?P<file>tests/[\w/]+\.py)::(?P<name>\w+)`")
+TEST = re.compile(r"`(?P<file>tests/[\w/]+\.py)::(?P<name>\w+(?:::\w+)?)`")
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A test by its file, relative to the root, and its name."""
+    """A test by its file, relative to the root, and its name; in a class, as pytest writes it: ``CLASS::NAME``."""
 
     file: str
     name: str
@@ -32,16 +33,27 @@ class Proof:
         """The page of the site that shows it."""
         return f"proofs/{Path(self.file).stem}.md"
 
+    @property
+    def anchor(self) -> str:
+        """The anchor on that page."""
+        return self.name.replace("::", ".")
+
     def source(self) -> str | None:
         """Return its code, decorators included; None if there is no such test."""
         path = ROOT / self.file
         if not path.is_file():
             return None
         text = path.read_text(encoding="utf-8")
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.FunctionDef) and node.name == self.name:
+        body: list[ast.stmt] = ast.parse(text).body
+        *classes, name = self.name.split("::")
+        for outer in classes:
+            body = [
+                stmt for node in body if isinstance(node, ast.ClassDef) and node.name == outer for stmt in node.body
+            ]
+        for node in body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
                 first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-                return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+                return textwrap.dedent("\n".join(text.splitlines()[first - 1 : node.end_lineno]))
         return None
 
 

@@ -50,6 +50,7 @@ def mathml(latex: str, *, block: bool) -> str:
     converted = _NAME.sub(_function, converted)
     converted = converted.replace("&#x000AF;", "&#x0203E;")  # a bar that can stretch
     converted = _BAR.sub(r'<mo stretchy="false" lspace="0em" rspace="0em">\1</mo>', converted)
+    converted = converted.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # a relation, with space around it
     converted = converted.replace('fence="true"', 'fence="true" lspace="0em" rspace="0em"')
     if block:  # limits stand below and above, in tables too
         converted = re.sub(r"<(munder|munderover)><mo>", r'<\1><mo movablelimits="false">', converted)

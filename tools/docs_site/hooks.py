@@ -22,8 +22,10 @@ MENTION = re.compile(r"\bEq\. (?P<number>\d+\.\d+)\b(?!\]|`)")
 
 
 def on_config(config: Any) -> Any:
-    """Put the reference's pages and the proofs into the navigation."""
-    made = {"Reference": reference_pages(), "Proofs": proof_pages()}
+    """Put into the navigation the reference's pages, the proofs, and guides that it does not list."""
+    listed = set(re.findall(r"[\w/.-]+\.md", str(config.nav)))
+    guides = [path.name for path in sorted(DOCS.glob("*.md")) if path.name not in listed]
+    made = {"How-to": guides, "Reference": [*reference_pages()], "Proofs": [*proof_pages()]}
     for section in config.nav:
         for title, pages in made.items():
             if title in section:
@@ -77,7 +79,7 @@ def _mention(found: re.Match[str], numbers: dict[str, Equation], here: str) -> s
 
 def _test_link(found: re.Match[str], here: str) -> str:
     test = Proof(found["file"], found["name"])
-    return f"[`{test.name}`]({_relative(test.page, here)}#{test.name})"
+    return f"[`{test.name}`]({_relative(test.page, here)}#{test.anchor})"
 
 
 def _outside_link(found: re.Match[str], here: str) -> str:

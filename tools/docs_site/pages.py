@@ -13,7 +13,7 @@ from pathlib import Path
 from docs_site.equations import DOCS, ROOT, Proof, proofs_named
 
 PACKAGE = ROOT / "src" / "ddpm"
-COLUMNS = "100"
+COLUMNS = "78"
 
 
 def rooms() -> dict[str, list[str]]:
@@ -99,5 +99,5 @@ def _proof_page(tests: list[Proof]) -> str:
         source = test.source()
         if source is None:
             raise RuntimeError(f"a page names {test.file}::{test.name}, which does not exist")
-        parts += [f"## {test.name} {{ #{test.name} }}", f"```python\n{source}\n```"]
+        parts += [f"## {test.anchor} {{ #{test.anchor} }}", f"```python\n{source}\n```"]
     return "\n\n".join(parts) + "\n"
