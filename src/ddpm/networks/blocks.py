@@ -46,6 +46,21 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """The tokens of image prompts, that attention looks at beside its own (`image_adapter`).
+
+    Attributes:
+        tokens: [B, P, D].
+        there: bool [B], false for pictures without a prompt.
+        scale: of what the prompts add.
+    """
+
+    tokens: Tensor
+    there: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class BlockInputs:
     """What blocks read besides their activations; a residual block looks up its own number.
 
@@ -53,11 +68,13 @@ class BlockInputs:
         embeddings: for each block, the projected embedding of time and class, [B, C] or [B, 2C].
         dropout_states: for each block, int64 [B] from `dropout_states`; none: no dropout.
         context: what cross-attention looks at; none: there is no such attention.
+        prompt: image prompts; none: there are none, or at scale 0.
     """
 
     embeddings: Sequence[Tensor]
     dropout_states: Sequence[Tensor] | None
     context: Context | None = None
+    prompt: Prompt | None = None
 
 
 def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -256,25 +273,31 @@ class Attention(nn.Module):
 
     Starts as the identity: the output projection is zero.
 
+    Attributes:
+        prompted: what an image adapter adds under the same queries; none: there is no adapter.
+
     Raises:
         ConfigError: if `head_channels` does not divide `channels`.
     """
 
     def __init__(self, channels: int, *, num_groups: int, head_channels: int | None) -> None:
         super().__init__()
+        self.prompted: nn.Module | None = None
         self.heads = count_heads(channels, head_channels)
         self.norm = GroupNorm(channels, num_groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         zero_init(self.out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, prompt: Prompt | None = None) -> Tensor:
         """Return [B, C, H, W]; the kernel's softmax is float32 or better whatever the dtype of `x`."""
         batch, channels, height, width = x.shape
         pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # [B, N, C]
         qkv = self.qkv(pixels).view(batch, height * width, 3, self.heads, -1)  # [B, N, 3, heads, D]
         q, k, v = qkv.transpose(1, 3).unbind(2)  # [B, heads, N, D]
         h = functional.scaled_dot_product_attention(q, k, v)  # [B, heads, N, D]
+        if self.prompted is not None and prompt is not None:
+            h = h + self.prompted(q, prompt)
         h = self.out(h.transpose(1, 2).reshape(batch, height * width, channels))  # [B, N, C]
         result: Tensor = x + h.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
         return result

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ddpm.conditions import Condition
 from ddpm.errors import ConfigError
+from ddpm.networks.prompt import PromptInput
 from ddpm.networks.text import TextInput
 
 
@@ -75,6 +76,7 @@ def check_condition(
     num_numbers: int,
     picture_channels: int = 0,
     text: TextInput | None = None,
+    prompt: PromptInput | None = None,
 ) -> None:
     """Refuse conditions that the network does not have, or of other shapes.
 
@@ -99,6 +101,16 @@ def check_condition(
             raise ConfigError(f"condition.{name} has shape {list(known[name].shape)}; expected {list(shape)}{one}")
     if "tokens" in known:
         _check_tokens(known["tokens"], batch, text)
+    if "prompt" in known:
+        _check_prompt(known["prompt"], batch, prompt)
+
+
+def _check_prompt(features: Tensor, batch: int, prompt: PromptInput | None) -> None:
+    if prompt is None:
+        raise ConfigError("this network has no image adapter, but got an image prompt; add an adapter, or leave it out")
+    if tuple(features.shape) != (batch, prompt.given, prompt.features):
+        wanted = [batch, prompt.given, prompt.features]
+        raise ConfigError(f"condition.prompt has shape {list(features.shape)}; expected {wanted}")
 
 
 def _check_tokens(tokens: Tensor, batch: int, text: TextInput | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddpm.networks.blocks import Context, count_heads, zero_init
+from ddpm.networks.blocks import Context, Prompt, count_heads, zero_init
 from ddpm.networks.norm import GroupNorm
 
 
@@ -20,12 +20,16 @@ class CrossAttention(nn.Module):
         num_groups: groups of GroupNorm, reduced where they do not divide.
         head_channels: channels of an attention head; none: a single head.
 
+    Attributes:
+        prompted: what an image adapter adds under the same queries; none: there is no adapter.
+
     Raises:
         ConfigError: if `head_channels` does not divide `channels`.
     """
 
     def __init__(self, channels: int, context_width: int, *, num_groups: int, head_channels: int | None) -> None:
         super().__init__()
+        self.prompted: nn.Module | None = None
         self.heads = count_heads(channels, head_channels)
         self.norm = GroupNorm(channels, num_groups)
         self.q = nn.Linear(channels, channels)
@@ -33,7 +37,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
         zero_init(self.out)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: Context, prompt: Prompt | None = None) -> Tensor:
         """Return [B, C, H, W]; tokens that are padding have no part in it."""
         batch, channels, height, width = x.shape
         pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # [B, N, C]
@@ -41,6 +45,8 @@ class CrossAttention(nn.Module):
         kv = self.kv(context.tokens).view(batch, -1, 2, self.heads, channels // self.heads)
         k, v = kv.transpose(1, 3).unbind(2)  # [B, heads, M, C / heads]
         h = functional.scaled_dot_product_attention(q, k, v, attn_mask=context.there[:, None, None])
+        if self.prompted is not None and prompt is not None:
+            h = h + self.prompted(q, prompt)
         h = self.out(h.transpose(1, 2).reshape(batch, height * width, channels))  # [B, N, C]
         result: Tensor = x + h.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
         return result

@@ -100,8 +100,8 @@ class Level(nn.Module):
 
     def attend(self, h: Tensor, index: int, inputs: BlockInputs) -> Tensor:
         """Return the activations behind block `index`, after the attention that this level has."""
-        h = self.attention[index](h) if self.attention else h
-        return self.cross_attention[index](h, inputs.context) if self.cross_attention else h
+        h = self.attention[index](h, inputs.prompt) if self.attention else h
+        return self.cross_attention[index](h, inputs.context, inputs.prompt) if self.cross_attention else h
 
 
 class DownLevel(Level):

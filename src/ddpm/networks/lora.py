@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from ddpm.errors import ConfigError
 from ddpm.networks.blocks import Attention
+from ddpm.networks.cross_attention import CrossAttention
 
 LoraLayers = Literal["attention", "linear", "all"]
 """Which weights are updated: those of attention, all linear ones, or convolutions too."""
@@ -107,7 +108,8 @@ def _fits(weight: Tensor, up: Tensor, down: Tensor) -> bool:
 
 
 def _layers(network: nn.Module, layers: LoraLayers) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    attending = {id(part) for module in network.modules() if isinstance(module, Attention) for part in module.modules()}
+    kinds = (Attention, CrossAttention)
+    attending = {id(part) for module in network.modules() if isinstance(module, kinds) for part in module.modules()}
     for name, module in network.named_modules():
         linear = isinstance(module, nn.Linear) and (layers != "attention" or id(module) in attending)
         if linear or (layers == "all" and isinstance(module, nn.Conv2d)):

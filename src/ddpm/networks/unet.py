@@ -15,6 +15,7 @@ from ddpm.errors import ConfigError
 from ddpm.networks.blocks import (
     BlockInputs,
     Context,
+    Prompt,
     Resample,
     TimeConditioning,
     dropout_states,
@@ -24,6 +25,7 @@ from ddpm.networks.blocks import (
 from ddpm.networks.conditioning import NumberEmbedding, check_condition, label_rows, number_rows, with_picture
 from ddpm.networks.levels import DownLevel, Parts, Resampling, UpLevel, number_blocks
 from ddpm.networks.norm import GroupNorm
+from ddpm.networks.prompt import PromptProjection
 from ddpm.networks.text import TextInput
 
 _STEADY_ROWS = 8
@@ -136,6 +138,8 @@ class UNet(nn.Module):
         self.text_mean = None if text is None else nn.Linear(text.width, embedding)
         if self.text_mean is not None:
             zero_init(self.text_mean)
+        self.prompt_projection: PromptProjection | None = None
+        self.prompt_scale = 1.0
         self.embedding_projection = nn.Linear(embedding, sum(self.embedding_widths))
 
     def forward(
@@ -152,8 +156,8 @@ class UNet(nn.Module):
             x_t: [B, in_channels, H, W], floating point; H and W at least 4.
             t: [B], of any real type; 0-based, may lie off the integer grid.
             condition: labels below `num_classes`, numbers [B, num_numbers], a paired picture [B, picture_channels, H,
-                W], tokens [B, L] or [B, L, D'] of the kind that `text` reads; none, or a field that is none: "none"
-                for all.
+                W], tokens [B, L] or [B, L, D'] of the kind that `text` reads, the prompt [B, P', D'] that an image
+                adapter reads; none, or a field that is none: "none" for all.
             dropout_keys: int64 [B], one key a picture, another for each training step; none: no dropout. Neither
                 train() nor eval() nor a global generator has a say in it.
 
@@ -172,13 +176,13 @@ class UNet(nn.Module):
         embedding = self._embed(t, condition, context).to(h.dtype)  # [B, sum of widths]
         embeddings = torch.split_with_sizes(embedding, self.embedding_widths, dim=1)
         states = None if dropout_keys is None else dropout_states(dropout_keys, len(embeddings)).unbind()
-        inputs = BlockInputs(embeddings, states, context)
+        inputs = BlockInputs(embeddings, states, context, self._prompt(condition))
         skips = [h]
         for level in self.down:
             skips += level(skips[-1], inputs)
         before, attention, after = self.middle
-        h = attention(before(skips[-1], inputs))  # [B, C, H / stride, W / stride]
-        h = h if self.middle_cross_attention is None else self.middle_cross_attention(h, context)
+        h = attention(before(skips[-1], inputs), inputs.prompt)  # [B, C, H / stride, W / stride]
+        h = h if self.middle_cross_attention is None else self.middle_cross_attention(h, context, inputs.prompt)
         h = after(h, inputs)
         for level in self.up:
             h = level(h, inputs, skips)
@@ -208,6 +212,14 @@ class UNet(nn.Module):
         few = max(0, _STEADY_ROWS - 1 - tokens.shape[1])
         context: Context = self.text(functional.pad(tokens, (0, 0) * (tokens.ndim - 2) + (0, few)))
         return context
+
+    def _prompt(self, condition: Condition | None) -> Prompt | None:
+        """Return the image prompts, where an adapter reads some; none at scale 0, so that nothing is added to a bit."""
+        features = None if condition is None else condition.prompt
+        if self.prompt_projection is None or features is None or self.prompt_scale == 0:
+            return None
+        there = (features != 0).flatten(1).any(1)
+        return Prompt(self.prompt_projection(features), there, self.prompt_scale) if bool(there.any()) else None
 
     def _embed(self, t: Tensor, condition: Condition | None, context: Context | None) -> Tensor:
         """Return the embedding of time and conditions, projected for all blocks in one product: [B, sum of widths]."""
@@ -256,6 +268,7 @@ class UNet(nn.Module):
             num_numbers=self.num_numbers,
             picture_channels=self.picture_channels,
             text=self.text_input,
+            prompt=None if self.prompt_projection is None else self.prompt_projection.prompt,
         )
 
 
