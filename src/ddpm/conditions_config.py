@@ -5,10 +5,12 @@ This module imports no torch: the command line reads it first.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from ddpm.errors import ConfigError, nearest
 from ddpm.section import Section
 from ddpm.text.tokenizer import FIRST_MERGE
 
@@ -35,6 +37,9 @@ class ConditionsConfig(Section):
     text_tokens: int | None = Field(
         None, ge=1, le=1024, description="most tokens of a text; none: half more than the longest caption"
     )
+    inputs: str | None = Field(
+        None, description="paired: folder or column with those pictures; none: the folder inputs beside targets"
+    )
     dropout: float = Field(
         0.1, ge=0.0, lt=1.0, description="share of training pictures shown without condition, which guidance needs"
     )
@@ -50,6 +55,29 @@ class ConditionsConfig(Section):
     def any(self) -> bool:
         """Whether there is any condition."""
         return self.label or bool(self.numbers) or self.picture is not None or self.text is not None
+
+
+def conditions_tree(words: Sequence[str]) -> dict[str, Any]:
+    """Return the configuration that words such as "label", "numbers=age,weight" and "picture=gray" ask for.
+
+    Raises:
+        ConfigError: for a word that asks for nothing known.
+    """
+    tree: dict[str, Any] = {}
+    for word in words:
+        kind, sign, value = (part.strip() for part in word.partition("="))
+        if kind == "label" and not sign:
+            tree["label"] = True
+        elif kind == "numbers" and value:
+            tree["numbers"] = [*tree.get("numbers", []), *(name.strip() for name in value.split(","))]
+        elif kind == "picture" and value in get_args(PictureKind):
+            tree["picture"] = value
+        else:
+            raise ConfigError(
+                f"condition '{word}'{nearest(kind, ('label', 'numbers', 'picture'))}; expected label, "
+                f"numbers=COLUMN,..., or picture={'|'.join(get_args(PictureKind))}"
+            )
+    return tree
 
 
 class NumberColumn(Section):

@@ -228,6 +228,7 @@ class Model:
         steps: int | None = None,
         seed: int = 0,
         sampler: str | None = None,
+        condition: Condition | None = None,
         batch_size: int | None = None,
         on_step: OnStep | None = None,
     ) -> Pictures:
@@ -238,6 +239,7 @@ class Model:
             steps: sampling steps; none: the model's recommendation.
             seed: with the number of a picture, it decides the picture.
             sampler: its name in `SAMPLERS`; none: the model's recommendation.
+            condition: of the n pictures; none: drawn as often as the training data have them.
             batch_size: pictures at once; none: what fits in about 2 GiB.
             on_step: called after each step of each batch, for a progress bar.
 
@@ -247,7 +249,11 @@ class Model:
         """
         model = self.with_sampling(steps=steps, sampler=sampler)
         batches = model.sampling_batches(n, seed=seed, batch_size=batch_size)
-        return np.concatenate([model.sample_numbers(batch, seed=seed, on_step=on_step) for batch in batches])
+        made = []
+        for batch in batches:
+            part = None if condition is None else condition.select(slice(batch.start, batch.stop))
+            made.append(model.sample_numbers(batch, seed=seed, condition=part, on_step=on_step))
+        return np.concatenate(made)
 
     def sampling_batches(self, n: int, *, seed: int = 0, batch_size: int | None = None) -> list[range]:
         """Return the numbers of the pictures in each batch that `sample` will make.

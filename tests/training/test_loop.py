@@ -44,7 +44,7 @@ class Faulty(nn.Module):
         self.nan_at: set[int] = set()
         self.calls: list[int] = []
 
-    def forward(self, x_t: Tensor, t: Tensor, *, dropout_keys: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: object = None, *, dropout_keys: Tensor | None = None) -> Tensor:
         self.calls.append(len(x_t))
         if self.most_at_once is not None and len(x_t) > self.most_at_once:
             raise self.full_memory

@@ -51,7 +51,7 @@ class Told(nn.Module):
         super().__init__()
         self.output = output
 
-    def forward(self, x_t: Tensor, t: Tensor, *, dropout_keys: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: object = None, *, dropout_keys: Tensor | None = None) -> Tensor:
         return self.output
 
 
@@ -109,7 +109,7 @@ class Failing(nn.Module):
         self.network = network
         self.calls = 0
 
-    def forward(self, x_t: Tensor, t: Tensor, *, dropout_keys: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: object = None, *, dropout_keys: Tensor | None = None) -> Tensor:
         self.calls += 1
         if self.calls == 2:
             raise torch.OutOfMemoryError("simulated, in the second micro-batch")
@@ -136,7 +136,7 @@ class Estimating(nn.Module):
         self.weight = nn.Parameter(torch.tensor(3.0))
         self.calls: list[Tensor] = []
 
-    def forward(self, x: Tensor, t: Tensor, *, dropout_keys: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: object = None, *, dropout_keys: Tensor | None = None) -> Tensor:
         self.calls.append(x)
         return self.weight * x[:, :1] + x[:, 1:]
 

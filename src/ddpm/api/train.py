@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm.conditions_config import conditions_tree
 from ddpm.config import merge
 from ddpm.data.progress import silent
 from ddpm.evaluation.scorer import scorer_for
@@ -27,6 +28,7 @@ def train(
     size: int | tuple[int, int] | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    condition: str | Sequence[str] = (),
     seed: int | None = None,
     out: str | Path | None = None,
     init: str | Path | None = None,
@@ -42,6 +44,8 @@ def train(
         size: side, or (height, width), in pixels; none: decided from the data.
         steps: optimizer steps in all; none: the preset's.
         batch_size: pictures an optimizer step; none: the preset's.
+        condition: what the network is told of a picture: "label", "numbers=COLUMN,...", "picture=gray" (or
+            low_resolution, mask, paired); one of them, or several.
         seed: of every random number.
         out: the run folder; none: ``runs/NAME``, or ``runs/NAME-from-BASE`` with a base.
         init: a model, or the run folder of one, whose weights to begin with: fine-tuning.
@@ -61,6 +65,7 @@ def train(
         "data": {"size": None if sides is None else list(sides)},
         "training": {"steps": steps, "batch_size": batch_size},
         "lora": {"rank": lora},
+        "conditions": conditions_tree([condition] if isinstance(condition, str) else condition),
         "seed": seed,
     }
     tree = merge(_given(named), overrides or {})

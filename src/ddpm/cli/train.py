@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ddpm.conditions_config import conditions_tree
 from ddpm.config import merge, parse_assignments, read_file, to_tree
 from ddpm.errors import ConfigError
 
@@ -31,6 +32,14 @@ def train(
     size: Annotated[str | None, arg(metavar="S|HxW", help="side in pixels, or height x width")] = None,
     steps: Annotated[int | None, arg(metavar="N", help="optimizer steps in all")] = None,
     batch_size: Annotated[int | None, arg(metavar="B", help="pictures an optimizer step")] = None,
+    condition: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(
+            metavar="WHAT",
+            help="tell the network of a picture's label, numbers=COLUMN,..., or "
+            "picture=gray|low_resolution|mask|paired; may be repeated",
+        ),
+    ] = (),
     seed: Annotated[int | None, arg(metavar="S", help="of every random number")] = None,
     out: Annotated[
         Path | None, arg(metavar="RUN", help="the run folder; by default runs/NAME. An existing one is resumed")
@@ -61,6 +70,7 @@ def train(
         size: of the pictures.
         steps: the budget.
         batch_size: of an optimizer step.
+        condition: what the network is told.
         seed: of the run.
         out: the run folder.
         init: a model to begin with.
@@ -74,6 +84,7 @@ def train(
     preset, out = preset or of_dry_run.get("preset"), out or of_dry_run.get("out")
     tree = merge(tree, _flags(size=size, steps=steps, batch_size=batch_size, seed=seed))
     tree = merge(tree, {} if lora is None else {"lora": {"rank": lora}})
+    tree = merge(tree, {"conditions": conditions_tree(condition)} if condition else {})
     tree = merge(tree, parse_assignments(set))
 
     from ddpm.evaluation.scorer import extractor_for, scorer_for

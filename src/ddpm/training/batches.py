@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.codec import Codec, Pictures
+from ddpm.conditions import Condition
+from ddpm.data_conditions import DataConditions
 from ddpm.diffusion.noise import NoiseSource, stream
 from ddpm.training.importance import uniform_times
 
 T = TypeVar("T")
 
+_DROP_STEPS = 2**32  # by so many steps a probability is resolved
 _UNIFORM_STEPS = 2**53  # as many as a float64 in [0, 1) can tell apart
 _BLOCK = 4096  # random numbers of consecutive pictures are drawn this many at a time: one stream each would cost more
 
@@ -41,6 +44,7 @@ class Batch:
         u: float64 [B], uniform in [0, 1), behind `t`.
         conditioned: bool [B], whether a self-conditioned network sees its own estimate, or zeros.
         weights: float32 [B], of each loss in the mean; 1 where t is uniform.
+        condition: of each picture, some of them dropped; None where there is none.
     """
 
     rows: NDArray[np.int64]
@@ -51,13 +55,17 @@ class Batch:
     u: Tensor
     conditioned: Tensor
     weights: Tensor
+    condition: Condition | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def part(self, start: int, size: int) -> Batch:
         """Return up to `size` pictures from number `start` on."""
-        return Batch(**{each.name: getattr(self, each.name)[start : start + size] for each in fields(self)})
+        part = slice(start, start + size)
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "condition"}
+        condition = None if self.condition is None else self.condition.select(part)
+        return Batch(**{name: value[part] for name, value in values.items()}, condition=condition)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +83,7 @@ class BatchSource:
         num_timesteps: T.
         seed: of the run.
         flip: mirror half of the pictures.
+        conditions: of the rows; None: there are none.
     """
 
     pictures: Pictures
@@ -84,14 +93,15 @@ class BatchSource:
     num_timesteps: int
     seed: int
     flip: bool = False
+    conditions: DataConditions | None = None
 
     def batch(self, step: int) -> Batch:
         """Return the batch of optimizer step `step`, counted from 0."""
         numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         rows = self.rows[self._order(numbers)]
         pictures = self.pictures[rows]
+        mirrored = self._draw("flip", numbers, 2) == 1 if self.flip else np.zeros(len(rows), dtype=np.bool_)
         if self.flip:
-            mirrored = self._draw("flip", numbers, 2) == 1
             pictures[mirrored] = pictures[mirrored][:, :, ::-1]
         x_0 = self.codec.encode(pictures)
         u = torch.from_numpy(self._draw("t", numbers, _UNIFORM_STEPS)).double() / _UNIFORM_STEPS
@@ -104,7 +114,18 @@ class BatchSource:
             u=u,
             conditioned=torch.from_numpy(self._draw("self-conditioning", numbers, 2) == 1),
             weights=torch.ones(len(rows)),
+            condition=self._condition(rows, x_0, numbers, mirrored),
         )
+
+    def _condition(
+        self, rows: NDArray[np.int64], x_0: Tensor, numbers: NDArray[np.int64], mirrored: NDArray[np.bool_]
+    ) -> Condition | None:
+        """Return the conditions, a share of them dropped: which, the number of the picture decides."""
+        if self.conditions is None:
+            return None
+        condition = self.conditions.of(rows, x_0, seed=self.seed, pictures=numbers, mirrored=mirrored)
+        dropped = self._draw("condition dropout", numbers, _DROP_STEPS) < self.conditions.spec.dropout * _DROP_STEPS
+        return condition.drop(torch.from_numpy(dropped))
 
     def _order(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         count = len(self.rows)
@@ -122,6 +143,18 @@ class BatchSource:
             here = blocks == block
             drawn[here] = _block(self.seed, purpose, int(block), bound)[places[here]]
         return drawn
+
+
+def balanced_rows(rows: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return rows in which every class is as frequent as the largest: the others' are repeated.
+
+    Args:
+        rows: of an epoch, int64 [M].
+        labels: of all rows of the data, int64 [N].
+    """
+    own = labels[rows]
+    largest = int(np.bincount(own).max())
+    return np.concatenate([np.resize(rows[own == label], largest) for label in np.unique(own)])
 
 
 @lru_cache(maxsize=4)

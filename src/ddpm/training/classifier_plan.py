@@ -22,6 +22,7 @@ from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, RunError, nearest
 from ddpm.model_file import read_model_file
 from ddpm.presets import default_preset
+from ddpm.training.batches import balanced_rows
 from ddpm.training.plan import default_out
 
 LEAST_A_CLASS = 5
@@ -71,9 +72,7 @@ class ClassifierPlan:
         rows = self.store.train
         if not self.config.balanced:
             return rows
-        labels = self.labels[rows]
-        largest = int(np.bincount(labels).max())
-        return np.concatenate([np.resize(rows[labels == label], largest) for label in range(len(self.store.classes))])
+        return balanced_rows(rows, self.labels)
 
 
 def plan_classifier(

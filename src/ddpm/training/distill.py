@@ -5,7 +5,7 @@ What differs from other runs is here: where the network begins, what it is train
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm.conditions import Condition
 from ddpm.config import Config, DistillationConfig, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
+from ddpm.data_conditions import conditions_of
 from ddpm.diffusion import process
 from ddpm.diffusion.denoiser import Denoiser, clipped, network_denoiser
 from ddpm.diffusion.distillation import (
@@ -53,12 +55,12 @@ class DistillationObjective(Objective):
     A batch's t, uniform over the T timesteps, chooses which of the student's equally likely steps a picture trains.
 
     Attributes:
-        teacher: what the student learns from.
+        teacher: what the student learns from, of pictures with these conditions.
         distillation: how.
         timesteps: the times of the student, decreasing.
     """
 
-    teacher: Denoiser
+    teacher: Callable[[Condition | None], Denoiser]
     distillation: DistillationConfig
     timesteps: Sequence[float]
 
@@ -68,24 +70,26 @@ class DistillationObjective(Objective):
         x_t = process.q_sample(batch.x_0, start, batch.eps, self.schedule).to(self.engine.device)
         if self.engine.channels_last:
             x_t = x_t.to(memory_format=torch.channels_last)
+        condition = None if batch.condition is None else batch.condition.to(self.engine.device)
         with self.engine.autocast():
             if self.distillation.method == "consistency":
-                student = self._clipped(network)
-                target = consistency_target(self.teacher, student, x_t, start, arrival, end, self.schedule)
+                teacher, student = self.teacher(condition), self._clipped(network, condition)
+                target = consistency_target(teacher, student, x_t, start, arrival, end, self.schedule)
             else:
-                target = self._progressive_targets(x_t, step)
-        output = self._run(network, x_t, start, None)
+                target = self._progressive_targets(x_t, step, condition)
+        output = self._run(network, x_t, start, condition, None)
         loss = student_loss(output, target, x_t, start, self.schedule, self.config.parameterization)
         return Losses(loss)
 
-    def _progressive_targets(self, x_t: Tensor, step: Tensor) -> Tensor:
+    def _progressive_targets(self, x_t: Tensor, step: Tensor, condition: Condition | None) -> Tensor:
         """Return the targets of pictures that train these steps of the student: one walk of the teacher for each."""
         how, bounds = self.distillation, [*self.timesteps, CLEAN]
         targets = torch.empty_like(x_t)
         for number in sorted(set(step.tolist())):
             rows = (step == number).nonzero().squeeze(1).to(x_t.device)
+            teacher = self.teacher(None if condition is None else condition.select(rows))
             walk = (x_t[rows], bounds[number], bounds[number + 1], how.teacher_steps)
-            targets[rows] = progressive_target(self.teacher, *walk, self.schedule, how.teacher_solver).to(x_t)
+            targets[rows] = progressive_target(teacher, *walk, self.schedule, how.teacher_solver).to(x_t)
         return targets
 
     def _times(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -104,8 +108,12 @@ class DistillationObjective(Objective):
         arrival = (begin + (end - begin) * ((made + 1) / parts)).where(made + 1 < parts, end)
         return step, begin + (end - begin) * (made / parts), arrival, end
 
-    def _clipped(self, network: nn.Module) -> Denoiser:
-        denoiser = network_denoiser(network, self.schedule, self.config.parameterization)
+    def _clipped(self, network: nn.Module, condition: Condition | None) -> Denoiser:
+        def run(seen: Tensor, t: Tensor) -> Tensor:
+            output: Tensor = network(seen, t, condition)
+            return output
+
+        denoiser = network_denoiser(run, self.schedule, self.config.parameterization)
         return denoiser if self.x_0_range is None else clipped(denoiser, self.schedule, *self.x_0_range)
 
 
@@ -129,7 +137,7 @@ class DistillationPlan(Plan):
             engine=engine,
             levels=self.codec.levels,
             x_0_range=self.codec.clip_range if advice.clip else None,
-            teacher=self.teacher.denoiser(clip=advice.clip),
+            teacher=lambda condition: self.teacher.denoiser(clip=advice.clip, condition=condition),
             distillation=distillation_of(self.config),
             timesteps=timesteps_of(self.config),
         )
@@ -153,7 +161,7 @@ def student_network(teacher: Model, config: Config) -> nn.Module:
     predicts something else than its teacher (v for eps), the weights are only where it begins.
     """
     with torch.device("meta"):
-        network = build_network(config.network, teacher.picture_shape)
+        network = build_network(config.network, teacher.picture_shape, conditions=teacher.conditions)
     wanted, weights = network.state_dict(), teacher.network.state_dict()
     cut = {name: weights[name][tuple(slice(n) for n in tensor.shape)].clone() for name, tensor in wanted.items()}
     network.load_state_dict(cut, strict=True, assign=True)
@@ -225,7 +233,9 @@ def make_distillation_plan(
         raise ConfigError(f"'{file}' does not say what it was trained on; name the data with --data")
     store = open_store(source, config.data, cache_dir=cache_dir, progress=progress)
     _check_data(store, teacher)
-    return DistillationPlan(config, str(teacher.provenance.get("preset", "none")), store, folder.path, teacher)
+    conditions = conditions_of(store, teacher.conditions, config.conditions, config.data, cache_dir=cache_dir)
+    preset = str(teacher.provenance.get("preset", "none"))
+    return DistillationPlan(config, preset, store, folder.path, conditions, teacher)
 
 
 def distillation_of(config: Config) -> DistillationConfig:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ddpm.codec import Codec
 from ddpm.data import Store
+from ddpm.data_conditions import DataConditions
 from ddpm.diffusion.noise import NoiseSource, stream
 from ddpm.diffusion.objectives import Losses, concatenated
 from ddpm.training.batches import Batch
@@ -37,8 +38,13 @@ class HeldOut:
     train: tuple[Batch, ...]
 
     @staticmethod
-    def of(store: Store, codec: Codec, num_timesteps: int, seed: int) -> HeldOut:
-        """Choose the pictures by the seed; a small held-out split is repeated with other times and noise."""
+    def of(
+        store: Store, codec: Codec, num_timesteps: int, seed: int, conditions: DataConditions | None = None
+    ) -> HeldOut:
+        """Choose the pictures by the seed; a small held-out split is repeated with other times and noise.
+
+        Every picture comes with its condition, where there are conditions; none is dropped.
+        """
 
         def batches(rows: NDArray[np.int64], purpose: str) -> tuple[Batch, ...]:
             order = stream(seed, purpose).permutation(len(rows))
@@ -57,6 +63,7 @@ class HeldOut:
                 u=(t.double() + 0.5) / num_timesteps,
                 conditioned=torch.ones(_MOST, dtype=torch.bool),  # as in sampling, where all steps but one have it
                 weights=torch.ones(_MOST),
+                condition=None if conditions is None else conditions.of(chosen, x_0, seed=seed, pictures=range(_MOST)),
             )
             return tuple(whole.part(start, size) for start in range(0, _MOST, size))
 

@@ -20,6 +20,7 @@ from ddpm.adapter import Adapter, weights_sha256
 from ddpm.adapter_config import FineTuningConfig
 from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
+from ddpm.data_conditions import conditions_of
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.engine import choose_engine
@@ -36,7 +37,12 @@ FROM_BASE = "base"
 """What stands in the place of a preset's name."""
 
 _OF_THE_DATA = ("label_column", "picture_column", "text_column", "held_out")  # of a base's own data, not of others
-_FREE = {"network.dropout"}  # of what otherwise comes from the base: it changes no weight
+_FREE = {
+    "network.dropout",
+    "conditions.dropout",
+    "conditions.balanced",
+    "conditions.inputs",
+}  # of what otherwise comes from the base: it changes no weight
 _COLOURS = {1: "gray", 3: "rgb", 4: "rgba"}
 
 
@@ -146,7 +152,8 @@ def make_fine_tuning_plan(
     if resumed is not None:
         config, base = from_tree(merge(resumed, asked)), Model.load(folder.model)
         store = open_store(data, config.data, cache_dir=cache_dir, progress=progress)
-        return FineTuningPlan(config, FROM_BASE, store, folder.path, base)
+        conditions = conditions_of(store, base.conditions, config.conditions, config.data, cache_dir=cache_dir)
+        return FineTuningPlan(config, FROM_BASE, store, folder.path, conditions, base)
     file = locate(Path(init))
     base = Model.load(file)
     tree = {**base_tree(file, base), "fine_tuning": {"base": str(file), "base_sha256": sha256_of(file)}}
@@ -163,7 +170,8 @@ def make_fine_tuning_plan(
         raise ConfigError(f"size {height}x{width}; an adapter is for pictures of its base's size, leave --size out")
     chosen = {"training": gentle_training(base, len(store.train), asked.get("training", {}), lora=lora)}
     config = from_tree(merge(merge(merge(tree, chosen), asked), resolved))
-    return FineTuningPlan(config, FROM_BASE, store, folder.path, base)
+    conditions = conditions_of(store, base.conditions, config.conditions, config.data, cache_dir=cache_dir)
+    return FineTuningPlan(config, FROM_BASE, store, folder.path, conditions, base)
 
 
 def base_tree(file: Path, base: Model) -> dict[str, Any]:
@@ -243,7 +251,10 @@ def _without_base(init: Path, folder: RunFolder) -> dict[str, Any] | None:
 def _refuse_conflicts(tree: Mapping[str, Any], config: Config, file: Path) -> None:
     for line in difference(to_tree(from_tree(tree)), to_tree(config)):
         key = line.split(":", 1)[0]
-        fixed = key.startswith(("schedule.", "network.")) or key in ("objective.parameterization", "objective.variance")
+        fixed = key.startswith(("schedule.", "network.", "conditions.")) or key in (
+            "objective.parameterization",
+            "objective.variance",
+        )
         if fixed and key not in _FREE:
             raise ConfigError(
                 f"{line}: it comes from the base, '{file}', whose weights fit nothing else; leave it out, or train "

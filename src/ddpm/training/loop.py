@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ddpm.conditions import Condition
 from ddpm.config import ObjectiveConfig, TrainingConfig
 from ddpm.diffusion import process
 from ddpm.diffusion.denoiser import to_prediction, with_estimate
@@ -103,12 +104,17 @@ class Objective:
         device = self.engine.device
         x_t = process.q_sample(batch.x_0, batch.t, batch.eps, self.schedule)
         noised = Noised(batch.x_0.to(device), batch.eps.to(device), x_t.to(device), batch.t)
-        seen = self._with_estimates(network, noised, batch.conditioned) if self.self_conditioning else noised.x_t
-        output = self._run(network, seen, batch.t, batch.dropout_keys if dropout else None)
+        condition = None if batch.condition is None else batch.condition.to(device)
+        seen = noised.x_t
+        if self.self_conditioning:
+            seen = self._with_estimates(network, noised, condition, batch.conditioned)
+        output = self._run(network, seen, batch.t, condition, batch.dropout_keys if dropout else None)
         return training_losses(output, noised, self.schedule, self.config, self.levels)
 
     @torch.no_grad()
-    def _with_estimates(self, network: nn.Module, noised: Noised, conditioned: Tensor) -> Tensor:
+    def _with_estimates(
+        self, network: nn.Module, noised: Noised, condition: Condition | None, conditioned: Tensor
+    ) -> Tensor:
         """Return x_t beside zeros, or where `conditioned` beside what the network makes of them (Chen et al. 2022).
 
         The first pass has no gradient and, as in sampling, no dropout; it costs a forward for half of the pictures.
@@ -118,17 +124,19 @@ class Objective:
         if len(rows) == 0:
             return seen
         there, t = rows.to(seen.device), noised.t[rows]
-        output = self._run(network, seen[there], t, None)
+        output = self._run(network, seen[there], t, None if condition is None else condition.select(there), None)
         estimate = to_prediction(output, noised.x_t[there], t, self.schedule, self.config.parameterization).x_0
         return seen.index_copy(0, there, with_estimate(noised.x_t[there], estimate, self.x_0_range))
 
-    def _run(self, network: nn.Module, seen: Tensor, t: Tensor, dropout_keys: Tensor | None) -> Tensor:
+    def _run(
+        self, network: nn.Module, seen: Tensor, t: Tensor, condition: Condition | None, dropout_keys: Tensor | None
+    ) -> Tensor:
         device = self.engine.device
         memory_format = torch.channels_last if self.engine.channels_last else torch.contiguous_format
         seen = seen.to(memory_format=memory_format)
         keys = None if dropout_keys is None else dropout_keys.to(device)
         with self.engine.autocast():
-            output: Tensor = network(seen, t.to(device, torch.float32), dropout_keys=keys)
+            output: Tensor = network(seen, t.to(device, torch.float32), condition, dropout_keys=keys)
         return output
 
 

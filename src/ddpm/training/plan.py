@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ddpm.codec import PixelCodec
+from ddpm.conditions_config import ConditionSpec
 from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
+from ddpm.data_conditions import DataConditions, declare, place_of_pictures
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import NoiseSchedule, make_schedule
 from ddpm.engine import Engine, choose_engine
@@ -22,6 +26,7 @@ from ddpm.model import Model
 from ddpm.model_file import MODEL_NAME
 from ddpm.networks import build_network
 from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
+from ddpm.training.batches import balanced_rows
 from ddpm.training.loop import Objective
 from ddpm.training.run_folder import RunFolder
 
@@ -35,12 +40,14 @@ class Plan:
         preset: the preset it started from.
         store: the data.
         out: the run folder.
+        conditions: of the data's rows; None: the network is told of nothing.
     """
 
     config: Config
     preset: str
     store: Store
     out: Path
+    conditions: DataConditions | None
 
     @property
     def codec(self) -> PixelCodec:
@@ -72,7 +79,20 @@ class Plan:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(stream(self.config.seed, "weights").integers(2**63)))
             learned = self.config.objective.variance == "learned"
-            return build_network(self.config.network, self.picture_shape, learned_variance=learned)
+            return build_network(
+                self.config.network, self.picture_shape, learned_variance=learned, conditions=self.condition_spec
+            )
+
+    @property
+    def condition_spec(self) -> ConditionSpec:
+        """What the network is conditioned on."""
+        return ConditionSpec() if self.conditions is None else self.conditions.spec
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The rows of an epoch: those to train on; where balanced, of each class as many as of the largest."""
+        rows, labels = self.store.train, self.store.labels
+        return balanced_rows(rows, labels) if self.config.conditions.balanced and labels is not None else rows
 
     def schedule(self) -> NoiseSchedule:
         """Return the noise schedule."""
@@ -130,14 +150,18 @@ def make_plan(
     fixed = {} if name == "auto" else preset_tree(name, size=(1, 1), count=1)
     folder = RunFolder(Path(out) if out is not None else default_out(data))
     early = _refuse_early(name, merge(fixed, overrides), folder)
-    store = open_store(data, early.data, cache_dir=cache_dir, progress=progress)
+    place = place_of_pictures(data, early.conditions)
+    store = open_store(place, early.data, cache_dir=cache_dir, progress=progress)
     height, width = store.pictures.shape[1:3]
     recipe = auto_preset((height, width), len(store.train)) if name == "auto" else fixed
     resolved = {} if store.is_points else {"data": {"size": [height, width]}}
     config = from_tree(merge(merge(recipe, overrides), resolved))
     if config.network.kind == "unet" and min(height, width) < MIN_SIZE:
         raise ConfigError(f"pictures are {height}x{width}; both sides must be at least {MIN_SIZE} pixels, see --size")
-    return Plan(config, name, store, folder.path)
+    conditions = declare(store, config.conditions, config.data, cache_dir=cache_dir, progress=progress)
+    if conditions is not None and conditions.spec.picture is not None and config.network.kind == "mlp":
+        raise ConfigError("conditions.picture with network.kind 'mlp', which reads no paired picture; use 'unet'")
+    return Plan(config, name, store, folder.path, conditions)
 
 
 def _refuse_early(preset: str, tree: Mapping[str, Any], folder: RunFolder) -> Config:

@@ -23,7 +23,7 @@ from ddpm.training.events import Evaluated, Notice, Previewed, Saved, Scored
 from ddpm.training.importance import LossHistory
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
 from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
-from ddpm.training.preview import save_preview
+from ddpm.training.preview import Shown, save_preview, shown_in_previews
 from ddpm.training.run_folder import CHECKPOINT_MODELS, MetricsFile, RunFolder, check_space, json_line
 from ddpm.training.scoring import SampleScore, Scorer, is_best
 from ddpm.training.status import Evaluation, assess
@@ -98,6 +98,7 @@ class Session:
             schedule=self.objective.schedule,
             parameterization=config.objective.parameterization,
             variance=config.objective.variance,
+            conditions=self.plan.condition_spec,
             codec=self.plan.codec,
             picture_shape=self.plan.picture_shape,
             sampling=config.sampling,
@@ -114,12 +115,13 @@ class Session:
         plan = self.plan
         return BatchSource(
             pictures=plan.store.pictures,
-            rows=plan.store.train,
+            rows=plan.rows,
             codec=plan.codec,
             batch_size=plan.config.training.batch_size,
             num_timesteps=len(self.objective.schedule),
             seed=plan.config.seed,
             flip=plan.config.data.flip,
+            conditions=plan.conditions,
         )
 
     def forecast_bytes(self) -> int:
@@ -193,10 +195,14 @@ class Session:
         beside = self.plan.shown_beside() or ([self.model(averaged=False)] if early else [])
         path = self.folder.preview(step)
         try:
-            save_preview(path, [*beside, self.model()], training.previews, self.plan.config.seed, self.engine)
+            save_preview(path, [*beside, self.model()], self._shown(), self.plan.config.seed, self.engine)
         except SamplingError as error:  # a preview is no reason to end a run
             return Notice(f"no preview at step {step:,}: {error}")
         return Previewed(path)
+
+    def _shown(self) -> Shown:
+        plan, config = self.plan, self.plan.config
+        return shown_in_previews(plan.store, plan.codec, plan.conditions, config.training.previews, config.seed)
 
     def explain_skip(self, report: StepReport) -> Notice:
         """Name the pictures behind a loss that is not finite, in ``skipped.jsonl`` and in one sentence."""
@@ -275,7 +281,7 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine) -> Session:
         state=state,
         objective=objective,
         engine=engine,
-        held_out=HeldOut.of(plan.store, plan.codec, num_timesteps, config.seed),
+        held_out=HeldOut.of(plan.store, plan.codec, num_timesteps, config.seed, plan.conditions),
     )
 
 
