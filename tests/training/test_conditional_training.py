@@ -279,4 +279,4 @@ class TestRuns:
         samples = model.sample(400, seed=1).reshape(-1, 2)
         asked = np.asarray([each.label == "lower" for each in draw(model.conditions, range(400), 1)])
         nearest = np.linalg.norm(samples[:, None] - real[None, ::7], axis=2).argmin(1)
-        assert (labels[::7][nearest] == asked).mean() > 0.95
+        assert (labels[::7][nearest] == asked).mean() > 0.9  # chance is 0.5
