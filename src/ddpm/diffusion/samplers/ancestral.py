@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ddpm.diffusion.denoiser import Denoiser, Prediction
@@ -15,6 +16,9 @@ from ddpm.errors import SamplingError, nearest
 
 ReverseVariance = Literal["fixed_large", "fixed_small", "learned"]
 
+MeanShift = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t [B, ...], t float64 [B], variance of the step, like x_t) -> what to add to the step's mean [B, ...]."""
+
 
 def ddpm(
     denoiser: Denoiser,
@@ -24,6 +28,7 @@ def ddpm(
     *,
     timesteps: Sequence[float] | None = None,
     variance: ReverseVariance = "fixed_large",
+    mean_shift: MeanShift | None = None,
     after_step: AfterStep | None = None,
 ) -> Iterator[SampleStep]:
     """Sample by x_s = mu-tilde(x_t, x_0-hat) + sigma z (Ho et al. 2020, Alg. 2), over any decreasing list of times.
@@ -38,6 +43,8 @@ def ddpm(
         timesteps: strictly decreasing; none visits all T.
         variance: sigma^2 = beta ("fixed_large", best for x_0 ~ N(0, I)), beta-tilde ("fixed_small", best for a
             point), or what the denoiser learned.
+        mean_shift: moves the mean of every step but the last, whose variance is 0: classifier guidance in the form of
+            Dhariwal & Nichol 2021, Alg. 1.
         after_step: may change x_s.
 
     Raises:
@@ -54,8 +61,12 @@ def ddpm(
         mean = transition.mean(prediction.x_0, x_t)
         if interval.end.t == CLEAN:
             return mean, prediction
+        deviation = _deviation(prediction, transition, variance, mean)
+        if mean_shift is not None:
+            times = torch.full((len(x_t),), interval.start.t, dtype=torch.float64)
+            mean = mean + mean_shift(x_t, times, deviation.square())
         fresh = noise.normal(interval.index, "step").to(mean.dtype)
-        return mean + _deviation(prediction, transition, variance, mean) * fresh, prediction
+        return mean + deviation * fresh, prediction
 
     return walk(rule, denoiser, schedule, x_T, timesteps, after_step)
 

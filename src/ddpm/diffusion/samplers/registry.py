@@ -48,7 +48,7 @@ class SamplerEntry:
     @property
     def options(self) -> tuple[str, ...]:
         """The names of its own keyword arguments."""
-        common = {"timesteps", "after_step"}
+        common = {"timesteps", "after_step", "mean_shift"}
         parameters = inspect.signature(self.run).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in common)
 
