@@ -140,6 +140,17 @@ def test_the_exact_reverse_step_is_bayes_rule(beta: float) -> None:
     np.testing.assert_allclose(exact.density(x), joint / (joint.sum() * (x[1] - x[0])), atol=1e-5 / math.sqrt(beta))
 
 
+@pytest.mark.parametrize(("beta", "x_t"), [(0.9, 0.1), (0.1, -0.4), (1e-4, 0.7)])
+def test_the_mean_of_the_reverse_step_is_tweedies(beta: float, x_t: float) -> None:
+    """(x_t + beta d/dx log q(x_t)) / sqrt(1 - beta), for any beta; the variance is beta in the limit only."""
+    gain, h = 1 - beta, 1e-5
+    after = Mixture(TWO_PEAKS.weights, math.sqrt(gain) * TWO_PEAKS.means, gain * TWO_PEAKS.variances + beta)
+    below, above = np.log(after.density(np.array([x_t - h, x_t + h])))
+    exact = reverse_of(TWO_PEAKS, beta, x_t)
+    assert exact.mean == pytest.approx((x_t + beta * (above - below) / (2 * h)) / math.sqrt(gain), abs=1e-8)
+    assert (exact.variance == pytest.approx(beta, rel=0.02)) == (beta < 1e-3)
+
+
 def test_the_reverse_step_is_gaussian_for_small_beta_only() -> None:
     far = [non_gaussianity(reverse_of(TWO_PEAKS, beta, 0.1)) for beta in (0.9, 0.1, 0.02, 1e-3, 1e-4)]
     assert all(b < a / 3 for a, b in pairwise(far[1:]))
