@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionSpec
+from ddpm.conditions_config import ConditionSpec, TextSpec
 from ddpm.diffusion.noise import stream
 from ddpm.errors import SamplingError, nearest
+from ddpm.text.encoding import encode_texts
 
 NO_CLASS = "none"
 """The name by which "no class" is asked for, unless a class is called so."""
@@ -30,14 +31,17 @@ class Asked:
     Attributes:
         label: name of its class; None: none.
         numbers: value of each numeric column; empty: none.
+        text: what it shows; None or blank: none.
     """
 
     label: str | None = None
     numbers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    text: str | None = None
 
     def as_tree(self) -> dict[str, Any]:
         """Return what is asked for as JSON values; `asked_of` inverts it."""
-        tree: dict[str, Any] = {} if self.label is None else {"label": self.label}
+        words = {"label": self.label, "text": self.text}
+        tree: dict[str, Any] = {name: value for name, value in words.items() if value is not None}
         return {**tree, "numbers": dict(self.numbers)} if self.numbers else tree
 
 
@@ -47,12 +51,12 @@ def asked_of(tree: Mapping[str, Any]) -> Asked:
     Raises:
         SamplingError: if it is something else.
     """
-    label, numbers = tree.get("label"), tree.get("numbers", {})
-    if not (label is None or isinstance(label, str)) or not isinstance(numbers, dict):
+    label, numbers, text = tree.get("label"), tree.get("numbers", {}), tree.get("text")
+    if not all(word is None or isinstance(word, str) for word in (label, text)) or not isinstance(numbers, dict):
         raise SamplingError(f"the condition {dict(tree)} is not one that this program wrote")
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers.values()):
         raise SamplingError(f"the condition {dict(tree)} holds something else than numbers")
-    return Asked(label, {name: float(value) for name, value in numbers.items()})
+    return Asked(label, {name: float(value) for name, value in numbers.items()}, text)
 
 
 def class_named(spec: ConditionSpec, name: str | int) -> str | None:
@@ -82,6 +86,7 @@ def draw(
     *,
     labels: Sequence[str | None] | None = None,
     numbers: Mapping[str, float] | None = None,
+    texts: Sequence[str] | None = None,
 ) -> list[Asked]:
     """Return what each picture is asked to be; what is not given is drawn as often as the training data have it.
 
@@ -93,16 +98,30 @@ def draw(
         seed: of the draws.
         labels: classes, picture i has number i mod K of them; None: drawn.
         numbers: values of some columns; those of the others are drawn, of the same class.
+        texts: picture i shows number i mod K of them; None: captions are drawn.
 
     Raises:
-        SamplingError: for a column that the model does not know.
+        SamplingError: for a column that the model does not know, or for texts where it reads none.
     """
+    if texts and spec.text is None:
+        raise SamplingError(f"text '{texts[0]}', but this model was trained without texts; leave it out")
     for name in numbers or {}:
         known = [column.name for column in spec.numbers]
         if name not in known:
             what = f"the columns are {', '.join(known)}" if known else "this model was trained without numbers"
             raise SamplingError(f"no column '{name}'{nearest(name, known)}; {what}")
-    return [_draw_one(spec, int(i), seed, labels, numbers or {}) for i in pictures]
+    asks = [_draw_one(spec, int(i), seed, labels, numbers or {}) for i in pictures]
+    if spec.text is None:
+        return asks
+    return [replace(ask, text=_text_of(spec.text, int(i), seed, texts)) for ask, i in zip(asks, pictures, strict=True)]
+
+
+def _text_of(spec: TextSpec, number: int, seed: int, texts: Sequence[str] | None) -> str | None:
+    if texts:
+        return texts[number % len(texts)]
+    if not spec.captions:
+        return None
+    return spec.captions[int(stream(seed, "caption", number).integers(len(spec.captions)))]
 
 
 def _draw_one(
@@ -134,6 +153,10 @@ def encode(spec: ConditionSpec, asks: Sequence[Asked]) -> Condition:
     Args:
         spec: what the model is conditioned on.
         asks: one for each picture.
+
+    Raises:
+        TextError: if a text is too long.
+        ConfigError: if the text encoder that the model was trained with cannot be had.
     """
     label: Tensor | None = None
     numbers: Tensor | None = None
@@ -143,7 +166,8 @@ def encode(spec: ConditionSpec, asks: Sequence[Asked]) -> Condition:
     if spec.numbers:
         rows = [[each.numbers.get(column.name, math.nan) for column in spec.numbers] for each in asks]
         numbers = standardised(spec, np.asarray(rows, dtype=np.float64).reshape(len(asks), len(spec.numbers)))
-    return Condition(label=label, numbers=numbers)
+    tokens = None if spec.text is None else encode_texts(spec.text, [each.text or "" for each in asks])
+    return Condition(label=label, numbers=numbers, tokens=tokens)
 
 
 def standardised(spec: ConditionSpec, values: np.ndarray[Any, np.dtype[np.float64]]) -> Tensor:

@@ -68,16 +68,15 @@ class FrozenEncoder:
         return torch.where(there[:, :, None], features, torch.zeros_like(features)).cpu()
 
 
-def load_encoder(name: str, *, device: str = "cpu", sha256: str | None = None) -> FrozenEncoder:
+def load_encoder(name: str, *, device: str = "cpu") -> FrozenEncoder:
     """Load a text encoder from a folder, or by its name on the Hugging Face Hub.
 
     Args:
         name: the folder, or the name.
         device: where it runs.
-        sha256: of the encoder that is expected; none: any.
 
     Raises:
-        ConfigError: if `transformers` is not installed, or the encoder cannot be had, is none, or is another one.
+        ConfigError: if `transformers` is not installed, or the encoder cannot be had, or is none.
     """
     try:
         import transformers
@@ -88,11 +87,6 @@ def load_encoder(name: str, *, device: str = "cpu", sha256: str | None = None) -
         ) from error
     folder = _folder_of(name)
     found = _hash_of(folder)
-    if sha256 not in (None, found):
-        raise ConfigError(
-            f"the text encoder '{name}' has SHA-256 {found[:12]}..., but this model was trained with {sha256[:12]}...; "
-            "use the same files"
-        )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         config = transformers.AutoConfig.from_pretrained(folder)
