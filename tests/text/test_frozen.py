@@ -13,7 +13,7 @@ from ddpm.text.frozen import FrozenEncoder, kept_features, load_encoder
 
 pytest.importorskip("transformers", reason="frozen text encoders need the extra 'transformers'")
 
-from text import frozen_encoders  # noqa: E402
+from text import frozen_encoders
 
 TEXTS = ["red heart", "", "blue"]
 

@@ -62,8 +62,9 @@ def text_spec(
             raise ConfigError(f"conditions.text_tokens is {tokens}, but '{encoder}' reads at most {frozen.limit}")
         limit = tokens or min(frozen.limit, _with_room(lengths))
         spec = TextSpec(tokens=limit, captions=kept, encoder=encoder, sha256=frozen.sha256, features=frozen.features)
+    advice = "shorten it" if tokens is None else "shorten it, or set a larger conditions.text_tokens"
     for text, length in zip(captions, lengths, strict=True):
-        refuse_long(text, length, spec.tokens)
+        refuse_long(text, length, spec.tokens, advice)
     return spec
 
 

@@ -140,15 +140,15 @@ def _write_features(
     made.flush()
 
 
-def refuse_long(text: str, tokens: int, limit: int) -> None:
+def refuse_long(text: str, tokens: int, limit: int, advice: str = "shorten it") -> None:
     """Refuse a text of more tokens than there may be.
 
     Raises:
-        TextError: with the beginning of the text, its length and the limit.
+        TextError: with the beginning of the text, its length, the limit and the advice.
     """
     if tokens > limit:
         shown = text if len(text) <= 60 else text[:57] + "..."
-        raise TextError(f"the text '{shown}' is {tokens} tokens long; expected at most {limit}: shorten it")
+        raise TextError(f"the text '{shown}' is {tokens} tokens long; expected at most {limit}: {advice}")
 
 
 def _folder_of(name: str) -> Path:
