@@ -16,6 +16,9 @@ from ddpm.text.tokenizer import FIRST_MERGE
 
 PictureKind = Literal["gray", "low_resolution", "mask", "paired"]
 
+OWN_TEXT = "own"
+"""The text encoder that is trained along with the network."""
+
 
 class ConditionsConfig(Section):
     """What the network is told of a picture beside x_t and t; nothing unless asked for."""
@@ -70,12 +73,14 @@ def conditions_tree(words: Sequence[str]) -> dict[str, Any]:
             tree["label"] = True
         elif kind == "numbers" and value:
             tree["numbers"] = [*tree.get("numbers", []), *(name.strip() for name in value.split(","))]
+        elif kind == "text" and (value or not sign):
+            tree["text"] = value or OWN_TEXT
         elif kind == "picture" and value in get_args(PictureKind):
             tree["picture"] = value
         else:
             raise ConfigError(
-                f"condition '{word}'{nearest(kind, ('label', 'numbers', 'picture'))}; expected label, "
-                f"numbers=COLUMN,..., or picture={'|'.join(get_args(PictureKind))}"
+                f"condition '{word}'{nearest(kind, ('label', 'numbers', 'text', 'picture'))}; expected label, "
+                f"numbers=COLUMN,..., text, text=ENCODER, or picture={'|'.join(get_args(PictureKind))}"
             )
     return tree
 

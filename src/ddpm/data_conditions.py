@@ -14,11 +14,14 @@ from torch import Tensor
 from ddpm.codec import PixelCodec
 from ddpm.conditioning import standardised
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionsConfig, ConditionSpec, NumberColumn, PairedPicture
+from ddpm.conditions_config import ConditionsConfig, ConditionSpec, NumberColumn, PairedPicture, TextSpec
 from ddpm.config import DataConfig
 from ddpm.data import ProgressFactory, Store, open_store
+from ddpm.data.cache import cache_root
+from ddpm.data.progress import silent
 from ddpm.errors import ConfigError, DataError, nearest
 from ddpm.paired import derived, random_holes, with_place
+from ddpm.text.encoding import CaptionTokens, caption_tokens, text_spec
 
 MOST_EXAMPLES = 1000
 """Rows of the training data that a model with numbers keeps, to draw conditions from."""
@@ -55,12 +58,14 @@ class DataConditions:
         labels: int64 [N], numbers of the spec's classes; None without.
         numbers: float64 [N, K], the spec's columns; None without.
         pairs: the paired pictures; None where they are made from the pictures themselves.
+        texts: the tokens of the captions; None without.
     """
 
     spec: ConditionSpec
     labels: NDArray[np.int64] | None = None
     numbers: NDArray[np.float64] | None = None
     pairs: Pairs | None = None
+    texts: CaptionTokens | None = None
 
     def of(
         self,
@@ -88,7 +93,8 @@ class DataConditions:
             picture = with_place(self.pairs.encode(rows, flipped))
         elif self.spec.picture is not None:
             picture = derived(self.spec.picture, x_0, random_holes(seed, [int(i) for i in pictures], *x_0.shape[2:]))
-        return Condition(label=label, numbers=numbers, picture=picture)
+        tokens = None if self.texts is None else self.texts.of(rows)
+        return Condition(label=label, numbers=numbers, picture=picture, tokens=tokens)
 
 
 def declare(
@@ -103,7 +109,8 @@ def declare(
 
     Raises:
         DataError: if the data do not have them, or not for every picture.
-        ConfigError: if they do not go with pictures of this kind.
+        ConfigError: if they do not go with pictures of this kind, or a text encoder cannot be had.
+        TextError: if a caption is too long.
     """
     if not config.any:
         if config.balanced:
@@ -114,7 +121,10 @@ def declare(
     pairs = _open_pairs(store, config, data, cache_dir, progress) if config.picture == "paired" else None
     columns = tuple(_column(store, name) for name in config.numbers)
     classes = _classes(store) if config.label else ()
-    return _with_rows(store, classes, columns, _paired(store, config, pairs), config.dropout, pairs)
+    text = None if config.text is None else text_spec(config.text, _captions(store), store.train, config.text_tokens)
+    texts = None if text is None else _texts(store, text, cache_dir, progress)
+    picture = _paired(store, config, pairs)
+    return _with_rows(store, classes, columns, picture, text, config.dropout, pairs, texts)
 
 
 def conditions_of(
@@ -140,12 +150,14 @@ def conditions_of(
 
     Raises:
         DataError: if the data do not have them, or a class that the model does not know.
+        TextError: if a caption is too long for the model.
     """
     if not spec.any:
         return None
     paired = spec.picture is not None and spec.picture.kind == "paired"
     pairs = _open_pairs(store, config, data, cache_dir, progress) if paired else None
-    return _with_rows(store, spec.classes, spec.numbers, spec.picture, spec.dropout, pairs)
+    texts = None if spec.text is None else _texts(store, spec.text, cache_dir, progress)
+    return _with_rows(store, spec.classes, spec.numbers, spec.picture, spec.text, spec.dropout, pairs, texts)
 
 
 def _with_rows(
@@ -153,8 +165,10 @@ def _with_rows(
     classes: tuple[str, ...],
     columns: tuple[NumberColumn, ...],
     picture: PairedPicture | None,
+    text: TextSpec | None,
     dropout: float,
     pairs: Pairs | None,
+    texts: CaptionTokens | None,
 ) -> DataConditions:
     labels = _labels(store, classes) if classes else None
     numbers = np.stack([_values(store, column.name) for column in columns], axis=1) if columns else None
@@ -165,9 +179,32 @@ def _with_rows(
         numbers=columns,
         examples=() if numbers is None else _examples(store, labels, numbers),
         picture=picture,
+        text=text,
         dropout=dropout,
     )
-    return DataConditions(spec, labels, numbers, pairs)
+    return DataConditions(spec, labels, numbers, pairs, texts)
+
+
+def _texts(store: Store, text: TextSpec, cache_dir: Path | None, progress: ProgressFactory | None) -> CaptionTokens:
+    """Return the tokens of all captions; features of a frozen encoder are kept beside the decoded pictures."""
+    root = cache_root(cache_dir).parent / "texts"
+    return caption_tokens(text, _captions(store), root, progress=progress or silent)
+
+
+def _captions(store: Store) -> Sequence[str]:
+    """Return the captions, of which none is blank."""
+    if store.captions is None:
+        raise DataError(
+            f"'{store.source}' has no captions to condition on; put them into a column 'text' of a table, or name the "
+            "column with --set data.text_column=NAME"
+        )
+    blank = [row for row, text in enumerate(store.captions) if not text.strip()]
+    if blank:
+        raise DataError(
+            f"the captions of '{store.source}' are missing for {len(blank):,} of {len(store):,} pictures, the first is "
+            f"{store.names[blank[0]]}; fill them in, or leave these rows out"
+        )
+    return store.captions
 
 
 def _labels(store: Store, classes: tuple[str, ...]) -> NDArray[np.int64]:

@@ -55,6 +55,37 @@ PRESETS: dict[str, dict[str, Any]] = {
             "evaluate_every": 250,
         },
     },
+    # 1,633 captioned pictures of 64x64: text to image in half an hour on two cores. Squares of 4x4 pixels cost 16 times
+    # less than pixels; what they show is simpler than their noise, so the network returns x_0.
+    "emoji": {
+        "conditions": {"text": "own"},
+        "schedule": {"name": "cosine"},
+        "objective": {"parameterization": "x_0"},
+        "network": {
+            "base_channels": 96,
+            "channel_multipliers": [1, 2, 3],
+            "blocks_per_level": 1,
+            "attention_levels": [0, 1, 2],
+            "head_channels": 32,
+            "time_conditioning": "scale_shift",
+            "num_groups": 8,
+            "patch_size": 4,
+        },
+        "training": {
+            "steps": 5000,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "warmup_steps": 200,
+            "decay": "cosine",
+            "ema_decay": 0.999,
+            "checkpoint_every": 250,
+            "preview_every": 500,
+            "evaluate_every": 500,
+            "previews": 25,
+            "milestones": 0,
+            "stop": "budget",
+        },
+    },
     # Ho et al. 2020, Sec. 4 and App. B: the paper's own recipe.
     "cifar10-paper": {
         "data": {"flip": True},
@@ -108,7 +139,8 @@ def default_preset(source: str) -> str:
     """Return the preset of a source: its own where its name has one, else "auto"."""
     if source == "digits" and not Path(source).exists():  # a folder of that name is one's own pictures
         return "digits"
-    return "mnist" if source.rstrip("/").rsplit("/", 1)[-1] == "mnist" else "auto"
+    name = source.rstrip("/").rsplit("/", 1)[-1]
+    return name if name in ("mnist", "emoji") else "auto"
 
 
 def preset_tree(name: str, *, size: tuple[int, int], count: int) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def train(
         UseAppendAction[tuple[str, ...]],
         arg(
             metavar="WHAT",
-            help="tell the network of a picture's label, numbers=COLUMN,..., or "
+            help="tell the network of a picture's label, numbers=COLUMN,..., text (text=ENCODER: frozen), or "
             "picture=gray|low_resolution|mask|paired; may be repeated",
         ),
     ] = (),

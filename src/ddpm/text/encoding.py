@@ -13,14 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.conditions_config import TextSpec
+from ddpm.conditions_config import OWN_TEXT, TextSpec
 from ddpm.data.progress import ProgressFactory, silent
 from ddpm.errors import ConfigError
 from ddpm.text.frozen import FrozenEncoder, kept_features, load_encoder, refuse_long
 from ddpm.text.tokenizer import Tokenizer, learn
-
-OWN = "own"
-"""The text encoder that is trained along with the network."""
 
 MOST_MERGES = 4000
 MOST_CAPTIONS = 2000
@@ -50,7 +47,7 @@ def text_spec(
     rows = [captions[int(row)] for row in train]
     few = min(len(rows), MOST_CAPTIONS)
     kept = tuple(rows[i * len(rows) // few] for i in range(few))
-    if encoder == OWN:
+    if encoder == OWN_TEXT:
         part = rows[:: max(1, -(-len(rows) // _LEARNED_FROM))]
         tokenizer = learn(part, MOST_MERGES)
         lengths = [len(tokenizer.encode(text)) for text in captions]
