@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "evaluate_every": 250,
         },
     },
-    # 1,633 captioned pictures of 64x64: text to image in half an hour on two cores. Squares of 4x4 pixels cost 16 times
+    # Some 1,600 captioned pictures of 64x64: text to image in half an hour on two cores. Squares of 4x4 pixels cost 16 times
     # less than pixels; what they show is simpler than their noise, so the network returns x_0.
     "emoji": {
         "conditions": {"text": "own"},
@@ -139,8 +139,7 @@ def default_preset(source: str) -> str:
     """Return the preset of a source: its own where its name has one, else "auto"."""
     if source == "digits" and not Path(source).exists():  # a folder of that name is one's own pictures
         return "digits"
-    name = source.rstrip("/").rsplit("/", 1)[-1]
-    return name if name in ("mnist", "emoji") else "auto"
+    return "mnist" if source.rstrip("/").rsplit("/", 1)[-1] == "mnist" else "auto"
 
 
 def preset_tree(name: str, *, size: tuple[int, int], count: int) -> dict[str, Any]:

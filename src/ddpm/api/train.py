@@ -40,12 +40,12 @@ def train(
 
     Args:
         data: a folder, archive, table or array file; an embedded name; or a Hub data set.
-        preset: "digits", "mnist", "cifar10-paper" or "auto"; none: chosen by the data.
+        preset: "digits", "mnist", "emoji", "cifar10-paper" or "auto"; none: chosen by the data.
         size: side, or (height, width), in pixels; none: decided from the data.
         steps: optimizer steps in all; none: the preset's.
         batch_size: pictures an optimizer step; none: the preset's.
-        condition: what the network is told of a picture: "label", "numbers=COLUMN,...", "picture=gray" (or
-            low_resolution, mask, paired); one of them, or several.
+        condition: what the network is told of a picture: "label", "numbers=COLUMN,...", "text" (or
+            "text=ENCODER", frozen), "picture=gray" (or low_resolution, mask, paired); one of them, or several.
         seed: of every random number.
         out: the run folder; none: ``runs/NAME``, or ``runs/NAME-from-BASE`` with a base.
         init: a model, or the run folder of one, whose weights to begin with: fine-tuning.

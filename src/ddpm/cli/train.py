@@ -27,7 +27,7 @@ def train(
     /,
     *,
     preset: Annotated[
-        str | None, arg(metavar="P", help="digits, mnist, cifar10-paper or auto; by default chosen by DATA")
+        str | None, arg(metavar="P", help="digits, mnist, emoji, cifar10-paper or auto; by default chosen by DATA")
     ] = None,
     size: Annotated[str | None, arg(metavar="S|HxW", help="side in pixels, or height x width")] = None,
     steps: Annotated[int | None, arg(metavar="N", help="optimizer steps in all")] = None,
