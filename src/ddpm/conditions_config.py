@@ -38,7 +38,7 @@ class ConditionsConfig(Section):
         "folder or name",
     )
     text_tokens: int | None = Field(
-        None, ge=1, le=1024, description="most tokens of a text; none: half more than the longest caption"
+        None, ge=1, le=1024, description="most tokens of a text; none: half more than the longest caption, at least 31"
     )
     inputs: str | None = Field(
         None, description="paired: folder or column with those pictures; none: the folder inputs beside targets"

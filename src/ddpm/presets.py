@@ -55,8 +55,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "evaluate_every": 250,
         },
     },
-    # Some 1,600 captioned pictures of 64x64: text to image in half an hour on two cores. Squares of 4x4 pixels cost 16 times
-    # less than pixels; what they show is simpler than their noise, so the network returns x_0.
+    # Some 1,600 captioned pictures of 64x64: text to image in half an hour on two cores. Squares of 4x4 pixels cost 16
+    # times less than pixels; what they show is simpler than their noise, so the network returns x_0.
     "emoji": {
         "conditions": {"text": "own"},
         "schedule": {"name": "cosine"},

@@ -21,8 +21,11 @@ def test_the_tokenizer_is_learned_from_training_captions_alone() -> None:
 
 
 def test_there_is_room_for_half_more_than_the_longest_caption() -> None:
-    spec = text_spec("own", ["a b c d e f g h"], np.arange(1))  # 8 words, and no pair of bytes occurs twice but " "
-    longest = int((encode_texts(spec, ["a b c d e f g h"]) != 0).sum())
+    caption = " ".join("abcdefghijklmnopqrstuvwxyz")  # in which no pair of bytes occurs twice
+    spec = text_spec("own", [caption], np.arange(1))
+    longest = int((encode_texts(spec, [caption]) != 0).sum())
+    assert longest == 52
+    assert text_spec("own", ["a"], np.arange(1)).tokens == 31
     assert 1.5 * longest <= spec.tokens <= 1.5 * longest + 8
     assert (spec.tokens + 1) % 8 == 0
 

@@ -26,6 +26,7 @@ MOST_CAPTIONS = 2000
 _LEARNED_FROM = 200_000  # captions, evenly spread: more would teach the tokenizer nothing new
 _ROOM = 1.5  # longest text in units of the longest caption
 _STEP = 8  # a first token and the text make a multiple of it, as matrix products like
+_LEAST = 31  # words that no caption has are spelled in bytes, and want room
 
 
 def text_spec(
@@ -37,7 +38,7 @@ def text_spec(
         encoder: "own", or folder or name of a frozen one.
         captions: of all rows.
         train: rows to learn from, int64.
-        tokens: the most that a text may have; none: half more than the longest caption has.
+        tokens: the most that a text may have; none: half more than the longest caption has, at least 31.
         device: of the frozen encoder.
 
     Raises:
@@ -121,7 +122,7 @@ def caption_tokens(
 def _with_room(lengths: Sequence[int]) -> int:
     """Return a limit for texts beside captions of these lengths."""
     longest = 1 + int(_ROOM * max(lengths, default=0))
-    return -(-longest // _STEP) * _STEP - 1
+    return max(_LEAST, -(-longest // _STEP) * _STEP - 1)
 
 
 def _of_spec(spec: TextSpec, device: str) -> FrozenEncoder:
