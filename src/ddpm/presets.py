@@ -72,7 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "patch_size": 4,
         },
         "training": {
-            "steps": 5000,
+            "steps": 4000,
             "batch_size": 32,
             "learning_rate": 1e-3,
             "warmup_steps": 200,
