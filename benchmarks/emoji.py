@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ddpm.diffusion.guidance import Guidance, classifier_free
 from numpy.typing import NDArray
 
 from ddpm.conditioning import draw, encode
 from ddpm.config import from_tree
 from ddpm.data import Store, open_store, render_grid, save_png
 from ddpm.diffusion.denoiser import clipped
+from ddpm.diffusion.guidance import Guidance, classifier_free
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, spaced_timesteps
 from ddpm.engine import choose_engine
