@@ -15,17 +15,23 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ddpm.adapter_config import LoraConfig
+from ddpm.adapter_config import ImageAdapterConfig, LoraConfig
 from ddpm.config import explain
 from ddpm.errors import ConfigError, ModelFileError, SamplingError
 from ddpm.files import sha256_of
 from ddpm.model_file import ADAPTER_FORMAT, ADAPTER_NAME, read_model_file, write_model_file
+from ddpm.networks.image_adapter import load_image_adapter
 from ddpm.networks.lora import merge_low_rank
+from ddpm.networks.prompt import PromptInput
+from ddpm.prompts import PromptReader, load_prompt_encoder
 
 if TYPE_CHECKING:
     from ddpm.model import Model
 
-AdapterKind = Literal["lora"]
+AdapterKind = Literal["lora", "image"]
+STATISTICS = ("prompt.mean", "prompt.std")
+"""Names of the tensors by which an image adapter's features are standardised."""
+
 _LARGEST_SCALE = 1000.0
 
 
@@ -38,14 +44,12 @@ class AppliedAdapter:
         sha256: of that file.
         kind: of the adapter.
         scale: by which it acts.
-        base_sha256: of the weights that it was trained on: those of the model before any adapter.
     """
 
     file: str
     sha256: str
     kind: AdapterKind
     scale: float
-    base_sha256: str
 
     def as_tree(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -57,7 +61,7 @@ class Adapter:
     """What an adapter file holds.
 
     Attributes:
-        kind: "lora".
+        kind: "lora", or "image" for an IP-Adapter.
         base_sha256: of the weights of its base, from `weights_sha256`.
         settings: of its kind, as plain JSON values.
         tensors: its weights, by name.
@@ -79,6 +83,11 @@ class Adapter:
     def lora(self) -> LoraConfig:
         """The settings of low-rank updates."""
         return LoraConfig.model_validate_json(json.dumps(self.settings))
+
+    @property
+    def image(self) -> ImageAdapterConfig:
+        """The settings of an image adapter."""
+        return ImageAdapterConfig.model_validate_json(json.dumps(self.settings))
 
     def save(self, path: Path) -> None:
         """Write it, atomically."""
@@ -107,7 +116,8 @@ class Adapter:
                 tensors=tensors,
                 provenance=dict(description["provenance"]),
             )
-            if adapter.lora.rank < 1 or not tensors:
+            rank = adapter.image.tokens if adapter.kind == "image" else adapter.lora.rank
+            if rank < 1:
                 raise ValueError("updates of rank 0")
         except (LookupError, TypeError, ValueError) as error:
             reason = explain(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
@@ -170,18 +180,40 @@ def with_adapter(model: Model, path: Path, scale: float) -> Model:
         raise SamplingError(f"adapter '{path}' at scale {scale:g}; expected a finite number, such as 1")
     file = locate_adapter(path)
     adapter = Adapter.load(file)
-    base = model.adapters[0].base_sha256 if model.adapters else weights_sha256(model.network)
+    bare = model.bare or model
+    base = weights_sha256(bare.network)
     if base != adapter.base_sha256:
         told = adapter.provenance.get("base", "?")
         raise ModelFileError(
             f"the adapter '{file}' was trained on '{told}', whose weights have the SHA-256 "
             f"{adapter.base_sha256[:12]}...; those of this model have {base[:12]}...; load it on top of its own base"
         )
-    network = copy.deepcopy(model.network)
-    settings = adapter.lora
+    network, reader = copy.deepcopy(model.network), model.prompt_reader
     try:
-        merge_low_rank(network, adapter.tensors, scale * (settings.alpha or settings.rank) / settings.rank)
+        if adapter.kind == "image":
+            reader = _add_image_adapter(network, adapter, bare, scale)
+        else:
+            settings = adapter.lora
+            merge_low_rank(network, adapter.tensors, scale * (settings.alpha or settings.rank) / settings.rank)
     except ConfigError as error:
-        raise ModelFileError(f"'{file}' is damaged: {error}") from error
-    applied = AppliedAdapter(str(file), sha256_of(file), adapter.kind, scale, base)
-    return replace(model, network=network, adapters=(*model.adapters, applied))
+        raise ModelFileError(f"the adapter '{file}' cannot be added: {error}") from error
+    applied = AppliedAdapter(str(file), sha256_of(file), adapter.kind, scale)
+    return replace(model, network=network, adapters=(*model.adapters, applied), bare=bare, prompt_reader=reader)
+
+
+def _add_image_adapter(network: nn.Module, adapter: Adapter, bare: Model, scale: float) -> PromptReader:
+    section = adapter.image
+    weights = dict(adapter.tensors)
+    mean, std = (weights.pop(name, None) for name in STATISTICS)
+    if mean is None or std is None or mean.shape != (section.features,) or std.shape != mean.shape or std.min() <= 0:
+        raise ConfigError("it lacks the statistics of its features")
+    load_image_adapter(network, prompt_input(section), weights, scale)
+    encoder = load_prompt_encoder(section.encoder, bare, sha256=section.encoder_sha256)
+    if (encoder.given, encoder.features) != (section.given, section.features):
+        raise ConfigError(f"its encoder '{encoder.name}' gives features of another shape than in training")
+    return PromptReader(encoder, mean, std)
+
+
+def prompt_input(section: ImageAdapterConfig) -> PromptInput:
+    """Return what a network with this image adapter reads."""
+    return PromptInput(section.given, section.features, section.tokens, section.width)

@@ -26,3 +26,18 @@ class LoraConfig(Section):
     layers: Literal["attention", "linear", "all"] = Field(
         "all", description="which weights: those of attention, all linear ones, or convolutions too"
     )
+
+
+class ImageAdapterConfig(Section):
+    """An image adapter: what reads the prompt, and what the network makes of it (Ye et al. 2023)."""
+
+    encoder: str = Field(
+        "base",
+        min_length=1,
+        description="base: the frozen base itself; or a classifier's file; or a CLIP vision encoder's folder or name",
+    )
+    encoder_sha256: str | None = Field(None, description="of the encoder's files; none for the base")
+    given: int = Field(1, ge=1, le=4096, description="vectors of features of a picture")
+    features: int = Field(ge=1, le=65_536, description="width of the features")
+    tokens: int = Field(4, ge=1, le=4096, description="that pixels look at; of several vectors, as many as these")
+    width: int = Field(256, ge=4, le=4096, description="of the tokens")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ddpm.adapter_config import FineTuningConfig, LoraConfig
+from ddpm.adapter_config import FineTuningConfig, ImageAdapterConfig, LoraConfig
 from ddpm.conditions_config import ConditionsConfig
 from ddpm.errors import ConfigError, nearest
 from ddpm.sampling_config import SamplingConfig, Variance
@@ -223,6 +223,7 @@ class Config(Section):
     sampling: SamplingConfig = SamplingConfig()
     distillation: DistillationConfig | None = None
     lora: LoraConfig = LoraConfig()
+    image_adapter: ImageAdapterConfig | None = None
     fine_tuning: FineTuningConfig | None = None
 
     @model_validator(mode="after")

@@ -34,6 +34,7 @@ from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import ConfigError, ModelFileError, SamplingError, nearest
 from ddpm.model_file import read_model_file, write_model_file
 from ddpm.networks import build_network
+from ddpm.prompts import PromptReader
 from ddpm.sampling_config import SamplingConfig, Variance
 
 OnStep = Callable[[SampleStep], object]
@@ -63,7 +64,9 @@ class Model:
         picture_shape: (H, W, C).
         sampling: the recommended sampler, steps and options.
         provenance: plain JSON values: what the model was trained on and how (data fingerprint, step, configuration).
-        adapters: what was added to the weights that it was trained to.
+        adapters: what was added to the model.
+        bare: the model without its adapters; none: it has none.
+        prompt_reader: of image prompts, where an image adapter was added.
     """
 
     network: nn.Module
@@ -77,6 +80,8 @@ class Model:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     provenance: dict[str, Any] = field(default_factory=dict)
     adapters: tuple[AppliedAdapter, ...] = ()
+    bare: Model | None = None
+    prompt_reader: PromptReader | None = None
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +105,7 @@ class Model:
 
     def conditional_denoiser(self) -> ConditionalDenoiser:
         """Return what guidance composes: x_0 may leave the range of the data, as clipping comes last."""
-        network = self.network if self.conditions.any else _unconditional(self.network)
+        network = self.network if self.conditions.any or self.prompt_reader else _unconditional(self.network)
         return conditional_denoiser(
             network,
             self.schedule,
@@ -135,6 +140,25 @@ class Model:
             raise SamplingError("this model makes a picture from another one; name it, with --image or image=")
         return encode(self.conditions, draw(self.conditions, pictures, seed)).to(self.device)
 
+    def with_prompt(self, condition: Condition | None, pictures: Pictures) -> Condition:
+        """Return conditions with an image prompt, which an image adapter reads.
+
+        Args:
+            condition: of B pictures; none: nothing else is asked of them.
+            pictures: [B, H, W, C], as the model's own; or one, for all B.
+
+        Raises:
+            SamplingError: if the model carries no image adapter.
+        """
+        if self.prompt_reader is None:
+            raise SamplingError(
+                "an image prompt needs an image adapter of this model: --adapter FILE; 'ddpm train-adapter' trains one"
+            )
+        features = self.prompt_reader(pictures).to(self.device)
+        if condition is None:
+            return Condition(prompt=features)
+        return replace(condition, prompt=features.expand(len(condition), -1, -1))
+
     def with_sampling(self, **changes: Any) -> Model:
         """Return the model with some fields of its sampling advice replaced; a value of None changes nothing.
 
@@ -157,7 +181,7 @@ class Model:
         return replace(self, sampling=sampling)
 
     def with_adapter(self, path: str | Path, scale: float = 1.0) -> Model:
-        """Return a copy of the model with an adapter added: low-rank updates of its weights (LoRA).
+        """Return a copy of the model with an adapter added: low-rank updates of its weights, or an image adapter.
 
         Several add up. At scale 0 the outputs are bit-equal to those without it.
 
@@ -215,8 +239,10 @@ class Model:
     def _placed(self, condition: Condition | None, pictures: Sequence[int], seed: int) -> Condition | None:
         if condition is None:
             return self.condition_of(pictures, seed=seed) if len(pictures) else None
-        if not self.conditions.any:
+        if not self.conditions.any and condition.fields().keys() != {"prompt"}:
             raise SamplingError("this model was trained without conditions, but is given some; leave them out")
+        if condition.prompt is not None and self.prompt_reader is None:
+            raise SamplingError("an image prompt needs an image adapter of this model; add one, or leave it out")
         if len(condition) != len(pictures):
             raise SamplingError(f"{len(condition)} conditions for {len(pictures)} pictures; expected one for each")
         return condition.to(self.device)
@@ -298,7 +324,15 @@ class Model:
         return self.codec.decode(x_0)
 
     def save(self, path: str | Path) -> None:
-        """Write the model as one safetensors file, atomically."""
+        """Write the model as one safetensors file, atomically; adapters of its weights are merged into them.
+
+        Raises:
+            ModelFileError: if the model carries an image adapter, which is a part of its own.
+        """
+        if self.prompt_reader is not None:
+            raise ModelFileError(
+                "an image adapter has layers of its own, and cannot be merged into a model; keep it as the file it is"
+            )
         description = {
             "network": json.loads(self.network_config.model_dump_json()),
             "parameterization": self.parameterization,
