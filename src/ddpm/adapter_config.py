@@ -41,3 +41,9 @@ class ImageAdapterConfig(Section):
     features: int = Field(ge=1, le=65_536, description="width of the features")
     tokens: int = Field(4, ge=1, le=4096, description="that pixels look at; of several vectors, as many as these")
     width: int = Field(256, ge=4, le=4096, description="of the tokens")
+    condition_dropout: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="share of training pictures whose text or label is hidden, so that a prompt can stand alone",
+    )

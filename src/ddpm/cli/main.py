@@ -42,6 +42,7 @@ def _run(words: Sequence[str]) -> None:
     from ddpm.cli.merge import merge
     from ddpm.cli.sample import sample
     from ddpm.cli.train import train
+    from ddpm.cli.train_adapter import train_adapter
     from ddpm.cli.train_classifier import train_classifier
 
     if words[0] == "--version":
@@ -60,6 +61,7 @@ def _run(words: Sequence[str]) -> None:
             "merge": merge,
             "compare-samplers": compare_samplers,
             "train-classifier": train_classifier,
+            "train-adapter": train_adapter,
         },
         prog="ddpm",
         description=f"Denoising Diffusion Probabilistic Models: train, sample, score, understand. {EPILOGUE}",

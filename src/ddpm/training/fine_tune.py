@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ddpm.adapter import Adapter, weights_sha256
+from ddpm.adapter import Adapter, AdapterKind, weights_sha256
 from ddpm.adapter_config import FineTuningConfig
 from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
@@ -29,6 +29,7 @@ from ddpm.files import sha256_of
 from ddpm.model import Model
 from ddpm.model_file import ADAPTER_NAME, MODEL_NAME, locate
 from ddpm.networks.lora import add_low_rank, low_rank_tensors
+from ddpm.section import Section
 from ddpm.training.checkpoint import read_notes
 from ddpm.training.plan import Plan, default_out, difference
 from ddpm.training.run_folder import RunFolder
@@ -61,30 +62,43 @@ class FineTuningPlan(Plan):
         """Return a network with the base's weights."""
         network = super().first_network()
         network.load_state_dict(self.base.network.state_dict(), strict=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(stream(self.config.seed, "adapter").integers(2**63)))
+            self.add_adapter(network)
+        return network
+
+    @property
+    def adapter_kind(self) -> AdapterKind | None:
+        """What kind of adapter is trained; none: the whole network is."""
+        return "lora" if self.config.lora.rank else None
+
+    def add_adapter(self, network: nn.Module) -> None:
+        """Give the network the adapter, if one is to be trained, and freeze the rest."""
         lora = self.config.lora
         if lora.rank:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(stream(self.config.seed, "lora").integers(2**63)))
-                add_low_rank(network, rank=lora.rank, alpha=lora.alpha or lora.rank, layers=lora.layers)
-        return network
+            add_low_rank(network, rank=lora.rank, alpha=lora.alpha or lora.rank, layers=lora.layers)
+
+    def adapter_parts(self, network: nn.Module) -> tuple[Section, dict[str, Tensor]]:
+        """Return the settings and the weights of the adapter in a network."""
+        return self.config.lora, low_rank_tensors(network)
 
     @property
     def result(self) -> str:
         """Name of the file of what is trained."""
-        return ADAPTER_NAME if self.config.lora.rank else MODEL_NAME
+        return MODEL_NAME if self.adapter_kind is None else ADAPTER_NAME
 
     def write(self, model: Model, path: Path) -> None:
-        """Write the model; of low-rank updates, an adapter."""
-        if not self.config.lora.rank:
+        """Write the model, or the adapter alone."""
+        if self.adapter_kind is None:
             model.save(path)
             return
-        section = section_of(self.config)
+        settings, tensors = self.adapter_parts(model.network)
         Adapter(
-            kind="lora",
+            kind=self.adapter_kind,
             base_sha256=self.base_weights,
-            settings=json.loads(self.config.lora.model_dump_json()),
-            tensors=low_rank_tensors(model.network),
-            provenance={**model.provenance, "base": section.base},
+            settings=json.loads(settings.model_dump_json()),
+            tensors=tensors,
+            provenance={**model.provenance, "base": section_of(self.config).base},
         ).save(path)
 
     @cached_property
@@ -94,9 +108,9 @@ class FineTuningPlan(Plan):
 
     def next_command(self) -> str:
         """Return the command that samples from what is trained."""
-        if self.config.lora.rank:
-            return f"ddpm sample {section_of(self.config).base} --adapter {self.out}"
-        return super().next_command()
+        if self.adapter_kind is None:
+            return super().next_command()
+        return f"ddpm sample {section_of(self.config).base} --adapter {self.out}"
 
     def schedule(self) -> NoiseSchedule:
         """Return the base's schedule."""
@@ -122,6 +136,7 @@ def make_fine_tuning_plan(
     *,
     preset: str | None = None,
     out: str | Path | None = None,
+    adapter: bool = False,
     cache_dir: Path | None = None,
     progress: ProgressFactory | None = None,
 ) -> FineTuningPlan:
@@ -136,6 +151,7 @@ def make_fine_tuning_plan(
         overrides: tree of configuration values over those of the base.
         preset: none; a preset is a recipe for a network that begins anew, and is refused.
         out: the run folder; none: ``runs/NAME-from-BASE``.
+        adapter: whether an adapter will be trained; one of low-rank updates is, where the configuration says so.
         cache_dir: of decoded pictures.
         progress: shows the decoding.
 
@@ -148,7 +164,7 @@ def make_fine_tuning_plan(
         raise ConfigError(f"preset '{preset}' with --init: the recipe comes from the base; leave the preset out")
     folder = RunFolder(Path(out) if out is not None else _default_out(data, Path(init)))
     asked = {key: value for key, value in overrides.items() if key != "fine_tuning"}
-    resumed = _without_base(Path(init), folder)
+    resumed = None if adapter else _without_base(Path(init), folder)
     if resumed is not None:
         config, base = from_tree(merge(resumed, asked)), Model.load(folder.model)
         store = open_store(data, config.data, cache_dir=cache_dir, progress=progress)
@@ -165,10 +181,10 @@ def make_fine_tuning_plan(
     _check_data(store, base, file)
     height, width = store.pictures.shape[1:3]
     resolved = {} if store.is_points else {"data": {"size": [height, width]}}
-    lora = bool(config.lora.rank)
-    if lora and (height, width) != base.picture_shape[:2]:
+    adapter = adapter or bool(config.lora.rank)
+    if adapter and (height, width) != base.picture_shape[:2]:
         raise ConfigError(f"size {height}x{width}; an adapter is for pictures of its base's size, leave --size out")
-    chosen = {"training": gentle_training(base, len(store.train), asked.get("training", {}), lora=lora)}
+    chosen = {"training": gentle_training(base, len(store.train), asked.get("training", {}), adapter=adapter)}
     config = from_tree(merge(merge(merge(tree, chosen), asked), resolved))
     conditions = conditions_of(store, base.conditions, config.conditions, config.data, cache_dir=cache_dir)
     return FineTuningPlan(config, FROM_BASE, store, folder.path, conditions, base)
@@ -192,7 +208,7 @@ def base_tree(file: Path, base: Model) -> dict[str, Any]:
     size = {} if (height, width) == (1, 1) else {"size": [height, width]}
     loss = {"loss": "hybrid"} if base.variance == "learned" and not isinstance(known, dict) else {}
     return {
-        **{key: value for key, value in tree.items() if key not in ("fine_tuning", "lora")},
+        **{key: value for key, value in tree.items() if key not in ("fine_tuning", "lora", "image_adapter")},
         "data": {**data, **size},
         "network": base.network_config.model_dump(mode="json"),
         "objective": {
@@ -205,14 +221,14 @@ def base_tree(file: Path, base: Model) -> dict[str, Any]:
     }
 
 
-def gentle_training(base: Model, count: int, asked: Mapping[str, Any], *, lora: bool) -> dict[str, Any]:
+def gentle_training(base: Model, count: int, asked: Mapping[str, Any], *, adapter: bool) -> dict[str, Any]:
     """Return optimisation for a start that is already good: short, small steps, an average that follows.
 
     Args:
         base: whose learning rate and batch size are known.
         count: of pictures to train on.
         asked: what the user wants of it.
-        lora: whether low-rank updates are trained: they begin at zero, and bear the base's own learning rate.
+        adapter: whether an adapter is trained: it begins at zero, and bears the base's own learning rate.
     """
     known = base.provenance.get("config", {}).get("training", {})
     steps = asked.get("steps") or max(500, min(20_000, 10 * count))
@@ -220,7 +236,7 @@ def gentle_training(base: Model, count: int, asked: Mapping[str, Any], *, lora: 
     return {
         "steps": steps,
         "batch_size": known.get("batch_size", 64),
-        "learning_rate": known.get("learning_rate", 4e-4) / (1 if lora else 4),
+        "learning_rate": known.get("learning_rate", 4e-4) / (1 if adapter else 4),
         "warmup_steps": min(100, steps // 10),
         "decay": "cosine",
         "ema_decay": 0.999,
@@ -234,7 +250,7 @@ def gentle_training(base: Model, count: int, asked: Mapping[str, Any], *, lora: 
 def _without_base(init: Path, folder: RunFolder) -> dict[str, Any] | None:
     """Return the configuration of the run that goes on, if its base is gone and it needs none; else none.
 
-    Low-rank updates need their base: the checkpoint holds them alone.
+    An adapter needs its base: the checkpoint holds the adapter alone.
     """
     try:
         locate(init)
@@ -242,7 +258,7 @@ def _without_base(init: Path, folder: RunFolder) -> dict[str, Any] | None:
         if not folder.checkpoint.exists():
             raise
         config: dict[str, Any] = read_notes(folder.checkpoint)["config"]
-        if config.get("fine_tuning") is None or config.get("lora", {}).get("rank"):
+        if config.get("fine_tuning") is None or config.get("lora", {}).get("rank") or config.get("image_adapter"):
             raise
         return config
     return None

@@ -28,6 +28,7 @@ from ddpm.networks import build_network
 from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
 from ddpm.training.batches import balanced_rows
 from ddpm.training.loop import Objective
+from ddpm.training.preview import Shown, shown_in_previews
 from ddpm.training.run_folder import RunFolder
 
 
@@ -111,6 +112,16 @@ class Plan:
     def next_command(self) -> str:
         """Return the command that samples from what is trained."""
         return f"ddpm sample {self.out}"
+
+    def complete(self, model: Model) -> Model:
+        """Return the model with what else it needs to be sampled."""
+        return model
+
+    def shown(self) -> Shown:
+        """Return what previews show."""
+        return shown_in_previews(
+            self.store, self.codec, self.conditions, self.config.training.previews, self.config.seed
+        )
 
     def lineage(self) -> dict[str, Any]:
         """Return what provenance says of models that this one comes from."""

@@ -23,7 +23,7 @@ from ddpm.training.events import Evaluated, Notice, Previewed, Saved, Scored
 from ddpm.training.importance import LossHistory
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
 from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
-from ddpm.training.preview import Shown, save_preview, shown_in_previews
+from ddpm.training.preview import save_preview
 from ddpm.training.run_folder import CHECKPOINT_MODELS, MetricsFile, RunFolder, check_space, json_line
 from ddpm.training.scoring import SampleScore, Scorer, is_best
 from ddpm.training.status import Evaluation, assess
@@ -92,7 +92,7 @@ class Session:
     def model(self, *, averaged: bool = True) -> Model:
         """Return the model as it stands, sharing its weights."""
         config = self.plan.config
-        return Model(
+        model = Model(
             network=self.state.ema.network if averaged else self.state.network,
             network_config=config.network,
             schedule=self.objective.schedule,
@@ -104,6 +104,7 @@ class Session:
             sampling=config.sampling,
             provenance=self._provenance(averaged),
         )
+        return self.plan.complete(model)
 
     @property
     def num_trained(self) -> int:
@@ -195,14 +196,10 @@ class Session:
         beside = self.plan.shown_beside() or ([self.model(averaged=False)] if early else [])
         path = self.folder.preview(step)
         try:
-            save_preview(path, [*beside, self.model()], self._shown(), self.plan.config.seed, self.engine)
+            save_preview(path, [*beside, self.model()], self.plan.shown(), self.plan.config.seed, self.engine)
         except SamplingError as error:  # a preview is no reason to end a run
             return Notice(f"no preview at step {step:,}: {error}")
         return Previewed(path)
-
-    def _shown(self) -> Shown:
-        plan, config = self.plan, self.plan.config
-        return shown_in_previews(plan.store, plan.codec, plan.conditions, config.training.previews, config.seed)
 
     def explain_skip(self, report: StepReport) -> Notice:
         """Name the pictures behind a loss that is not finite, in ``skipped.jsonl`` and in one sentence."""
