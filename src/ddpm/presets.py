@@ -62,10 +62,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": {"name": "cosine"},
         "objective": {"parameterization": "x_0"},
         "network": {
-            "base_channels": 96,
-            "channel_multipliers": [1, 2, 3],
+            "base_channels": 64,
+            "channel_multipliers": [1, 2, 4],
             "blocks_per_level": 1,
-            "attention_levels": [0, 1, 2],
+            "attention_levels": [1, 2],
             "head_channels": 32,
             "time_conditioning": "scale_shift",
             "num_groups": 8,
