@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -87,3 +88,10 @@ def test_what_the_mathematics_computes_has_an_equation() -> None:
 def test_every_test_that_a_page_names_exists() -> None:
     named = {test for path in DOCS.rglob("*.md") for test in proofs_named(path.read_text(encoding="utf-8"))}
     assert [f"{test.file}::{test.name}" for test in named if test.source() is None] == []
+
+
+def test_every_source_is_in_the_references() -> None:
+    cited = re.compile(r"(?:[A-Z][\w-]+(?: & [A-Z][\w-]+)?|[A-Z][\w-]+) (?:et al\. )?(?:19|20)\d\d[ab]?")
+    references = (DOCS / "references.md").read_text(encoding="utf-8")
+    missing = {name for equation in EQUATIONS for name in cited.findall(equation.source) if f"{name}" not in references}
+    assert missing == set()
