@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.conditions import Condition
 from ddpm.conditions_config import ConditionSpec, TextSpec
 from ddpm.diffusion.noise import stream
 from ddpm.errors import SamplingError, nearest
+from ddpm.paired import given, given_file
 from ddpm.text.encoding import encode_texts
+
+Label = str | int
+Image = str | Path | NDArray[Any]
+"""A picture to begin with: its file, or [H, W, C] in uint8, uint16, or float32 from 0 to 1."""
+
+ALL_CLASSES = "all"
+"""The name by which all classes in turn are asked for, unless a class is called so."""
 
 NO_CLASS = "none"
 """The name by which "no class" is asked for, unless a class is called so."""
@@ -32,17 +42,23 @@ class Asked:
         label: name of its class; None: none.
         numbers: value of each numeric column; empty: none.
         text: what it shows; None or blank: none.
+        image: the picture to begin with; None: none.
     """
 
     label: str | None = None
     numbers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     text: str | None = None
+    image: Image | None = field(default=None, compare=False)
 
     def as_tree(self) -> dict[str, Any]:
-        """Return what is asked for as JSON values; `asked_of` inverts it."""
+        """Return what is asked for as JSON values, a picture by its file; `asked_of` inverts it."""
         words = {"label": self.label, "text": self.text}
         tree: dict[str, Any] = {name: value for name, value in words.items() if value is not None}
-        return {**tree, "numbers": dict(self.numbers)} if self.numbers else tree
+        if self.numbers:
+            tree["numbers"] = dict(self.numbers)
+        if isinstance(self.image, str | Path):
+            tree["image"] = str(self.image)
+        return tree
 
 
 def asked_of(tree: Mapping[str, Any]) -> Asked:
@@ -51,12 +67,14 @@ def asked_of(tree: Mapping[str, Any]) -> Asked:
     Raises:
         SamplingError: if it is something else.
     """
-    label, numbers, text = tree.get("label"), tree.get("numbers", {}), tree.get("text")
-    if not all(word is None or isinstance(word, str) for word in (label, text)) or not isinstance(numbers, dict):
+    label, text, image = (tree.get(name) for name in ("label", "text", "image"))
+    numbers = tree.get("numbers", {})
+    words = all(value is None or isinstance(value, str) for value in (label, text, image))
+    if not words or not isinstance(numbers, dict):
         raise SamplingError(f"the condition {dict(tree)} is not one that this program wrote")
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers.values()):
         raise SamplingError(f"the condition {dict(tree)} holds something else than numbers")
-    return Asked(label, {name: float(value) for name, value in numbers.items()}, text)
+    return Asked(label, {name: float(value) for name, value in numbers.items()}, text, image)
 
 
 def class_named(spec: ConditionSpec, name: str | int) -> str | None:
@@ -77,6 +95,51 @@ def class_named(spec: ConditionSpec, name: str | int) -> str | None:
         return spec.classes[int(text)]
     listed = ", ".join(spec.classes[:_NAMED]) + (", ..." if len(spec.classes) > _NAMED else "")
     raise SamplingError(f"no class '{text}'{nearest(text, spec.classes)}; the {len(spec.classes)} classes are {listed}")
+
+
+def ask(
+    spec: ConditionSpec,
+    pictures: Sequence[int],
+    seed: int,
+    *,
+    label: Label | Sequence[Label] | None = None,
+    numbers: Mapping[str, float] | None = None,
+    text: str | Sequence[str] | None = None,
+    image: Image | Sequence[Image] | None = None,
+) -> list[Asked]:
+    """Return what each picture is asked to be; what is not said is drawn as often as the training data have it.
+
+    Args:
+        spec: what the model is conditioned on.
+        pictures: their numbers.
+        seed: of the draws.
+        label: a class, by name or number; "all"; or several: picture i has number i mod K of them.
+        numbers: values of some columns.
+        text: what the pictures show; several: picture i shows number i mod K of them.
+        image: a picture to begin with; or several: picture i has number i mod K of them.
+
+    Raises:
+        SamplingError: for a class, a column or a picture that the model does not know what to do with.
+    """
+    labels = None if label is None else _classes_named(spec, [label] if isinstance(label, str | int) else label)
+    images = [image] if isinstance(image, str | Path | np.ndarray) else image
+    if spec.picture is None and images is not None:
+        raise SamplingError("a picture to begin with, but this model makes its pictures from nothing; leave it out")
+    if spec.picture is not None and not images:
+        raise SamplingError("this model makes a picture from another one; name it, with --image or image=")
+    texts = [text] if isinstance(text, str) else text
+    asks = draw(spec, pictures, seed, labels=labels, numbers=numbers, texts=texts)
+    if not images:
+        return asks
+    return [replace(each, image=images[int(i) % len(images)]) for i, each in zip(pictures, asks, strict=True)]
+
+
+def _classes_named(spec: ConditionSpec, names: Sequence[Label]) -> list[str | None]:
+    if list(names) == [ALL_CLASSES] and spec.classes and ALL_CLASSES not in spec.classes:
+        return list(spec.classes)
+    if not names:
+        raise SamplingError("no label; expected at least one, or leave it out")
+    return [class_named(spec, name) for name in names]
 
 
 def draw(
@@ -147,14 +210,16 @@ def _draw_one(
     return Asked(label, {**drawn, **numbers})
 
 
-def encode(spec: ConditionSpec, asks: Sequence[Asked]) -> Condition:
+def encode(spec: ConditionSpec, asks: Sequence[Asked], size: tuple[int, int] = (1, 1)) -> Condition:
     """Return the condition that the network reads, on the CPU.
 
     Args:
         spec: what the model is conditioned on.
         asks: one for each picture.
+        size: (H, W) of the pictures.
 
     Raises:
+        SamplingError: for a class that there is not, or a picture that cannot be read, or does not fit.
         TextError: if a text is too long.
         ConfigError: if the text encoder that the model was trained with cannot be had.
     """
@@ -162,15 +227,28 @@ def encode(spec: ConditionSpec, asks: Sequence[Asked]) -> Condition:
     numbers: Tensor | None = None
     if spec.classes:
         place = {name: i for i, name in enumerate(spec.classes)}
+        if unknown := [each.label for each in asks if each.label is not None and each.label not in place]:
+            class_named(spec, unknown[0])  # raises, naming the nearest
         label = torch.tensor([-1 if each.label is None else place[each.label] for each in asks], dtype=torch.int64)
     if spec.numbers:
         rows = [[each.numbers.get(column.name, math.nan) for column in spec.numbers] for each in asks]
         numbers = standardised(spec, np.asarray(rows, dtype=np.float64).reshape(len(asks), len(spec.numbers)))
+    picture = torch.stack([_picture(spec, each.image, size) for each in asks]) if spec.picture is not None else None
     tokens = None if spec.text is None else encode_texts(spec.text, [each.text or "" for each in asks])
-    return Condition(label=label, numbers=numbers, tokens=tokens)
+    return Condition(label=label, numbers=numbers, picture=picture, tokens=tokens)
 
 
-def standardised(spec: ConditionSpec, values: np.ndarray[Any, np.dtype[np.float64]]) -> Tensor:
+def _picture(spec: ConditionSpec, image: Image | None, size: tuple[int, int]) -> Tensor:
+    """Return what the network reads of a picture, [C' + 1, H, W]; zeros for none."""
+    assert spec.picture is not None
+    if image is None:
+        return torch.zeros(spec.picture_channels, *size)
+    if isinstance(image, str | Path):
+        return given_file(spec.picture, Path(image), size)
+    return given(spec.picture, image, size)
+
+
+def standardised(spec: ConditionSpec, values: NDArray[np.float64]) -> Tensor:
     """Return numbers [B, K] in units of the training data's deviations from their means, float32."""
     mean = np.asarray([column.mean for column in spec.numbers])
     std = np.asarray([column.std for column in spec.numbers])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ddpm.adapter import AppliedAdapter, with_adapter
 from ddpm.codec import Pictures, PixelCodec
-from ddpm.conditioning import draw, encode
+from ddpm.conditioning import Asked, Image, Label, ask, encode
 from ddpm.conditions import Condition
 from ddpm.conditions_config import ConditionSpec
 from ddpm.config import MIN_SIZE, NetworkConfig, explain
@@ -126,19 +126,15 @@ class Model:
             return clipped(denoiser, self.schedule, *self.codec.clip_range)
         return denoiser
 
-    def condition_of(self, pictures: Sequence[int], *, seed: int = 0) -> Condition | None:
-        """Return conditions for the pictures of these numbers, drawn as often as the training data have them.
-
-        They are a function of (seed, number of the picture), as the noise is. None for an unconditional model.
+    def encode(self, asks: Sequence[Asked]) -> Condition | None:
+        """Return the condition of pictures, on the model's device; None for an unconditional model.
 
         Raises:
-            SamplingError: if the model makes pictures from other pictures, which cannot be drawn.
+            SamplingError: for a picture to begin with that cannot be read, or does not fit.
         """
         if not self.conditions.any:
             return None
-        if self.conditions.picture is not None:
-            raise SamplingError("this model makes a picture from another one; name it, with --image or image=")
-        return encode(self.conditions, draw(self.conditions, pictures, seed)).to(self.device)
+        return encode(self.conditions, asks, self.picture_shape[:2]).to(self.device)
 
     def with_prompt(self, condition: Condition | None, pictures: Pictures) -> Condition:
         """Return conditions with an image prompt, which an image adapter reads.
@@ -214,8 +210,13 @@ class Model:
         """Sample the pictures of these numbers as one batch, yielding after each step; x is x_s [B, C, H, W].
 
         The noise of picture i is a function of (seed, i): the same in any batch, in any order. So is its condition
-        where none is given to a conditional model.
+        where none is given to a conditional model: it is drawn as often as the training data have it.
+
+        Raises:
+            SamplingError: for guidance of a model that knows no pictures without condition, or no others; or if a model
+                that makes pictures from pictures is given none.
         """
+        self._refuse_guidance()
         height, width, channels = self.picture_shape
         noise = NoiseSource(seed, pictures, (channels, height, width), device=self.device)
         advice = self.sampling
@@ -236,9 +237,25 @@ class Model:
             **options,
         )
 
+    def _refuse_guidance(self) -> None:
+        if not self.sampling.is_guided:
+            return
+        if self.prompt_reader is not None:
+            return  # an image adapter is trained with dropped prompts
+        if not self.conditions.any:
+            raise SamplingError(
+                f"guidance {self.sampling.guidance:g}, but this model was trained without conditions: there is nothing "
+                "to guide to; leave it out"
+            )
+        if self.conditions.dropout == 0:
+            raise SamplingError(
+                f"guidance {self.sampling.guidance:g}, but this model was trained with conditions.dropout=0, and knows "
+                "no pictures without condition to guide away from; train with some, such as 0.1"
+            )
+
     def _placed(self, condition: Condition | None, pictures: Sequence[int], seed: int) -> Condition | None:
         if condition is None:
-            return self.condition_of(pictures, seed=seed) if len(pictures) else None
+            return self.encode(ask(self.conditions, pictures, seed)) if len(pictures) else None
         if not self.conditions.any and condition.fields().keys() != {"prompt"}:
             raise SamplingError("this model was trained without conditions, but is given some; leave them out")
         if condition.prompt is not None and self.prompt_reader is None:
@@ -254,6 +271,10 @@ class Model:
         steps: int | None = None,
         seed: int = 0,
         sampler: str | None = None,
+        label: Label | Sequence[Label] | None = None,
+        numbers: Mapping[str, float] | None = None,
+        image: Image | Sequence[Image] | None = None,
+        guidance: float | None = None,
         condition: Condition | None = None,
         batch_size: int | None = None,
         on_step: OnStep | None = None,
@@ -265,7 +286,12 @@ class Model:
             steps: sampling steps; none: the model's recommendation.
             seed: with the number of a picture, it decides the picture.
             sampler: its name in `SAMPLERS`; none: the model's recommendation.
-            condition: of the n pictures; none: drawn as often as the training data have them.
+            label: class of the pictures, by name or number; several: picture i has number i mod K; "all": all classes.
+            numbers: values of numeric columns. What is not said of a picture is drawn as often as the training data
+                have it.
+            image: a picture to begin with, its file or an array; several: picture i has number i mod K.
+            guidance: scale of classifier-free guidance; 1 is off; none: the model's recommendation.
+            condition: of the n pictures, as tensors, in place of `label`, `numbers` and `image`.
             batch_size: pictures at once; none: what fits in about 2 GiB.
             on_step: called after each step of each batch, for a progress bar.
 
@@ -273,7 +299,12 @@ class Model:
             SamplingError: for a number, a seed, a sampler or steps that are not valid, or if the network returns
                 numbers that are not finite.
         """
-        model = self.with_sampling(steps=steps, sampler=sampler)
+        model = self.with_sampling(steps=steps, sampler=sampler, guidance=guidance)
+        asked = any(value is not None for value in (label, numbers, image))
+        if asked and condition is not None:
+            raise SamplingError("a condition beside label, numbers or image; expected one or the others")
+        if asked:
+            condition = model.encode(ask(self.conditions, range(n), seed, label=label, numbers=numbers, image=image))
         batches = model.sampling_batches(n, seed=seed, batch_size=batch_size)
         made = []
         for batch in batches:

@@ -73,6 +73,17 @@ class SamplingConfig(Section):
     timesteps: tuple[Annotated[float, Field(ge=0.0)], ...] | None = Field(
         None, min_length=1, description="the very times that are visited, decreasing; none: spread evenly"
     )
+    guidance: float | None = Field(
+        None,
+        ge=0.0,
+        description="scale of classifier-free guidance: 1, or none, is the condition alone; more exaggerates",
+    )
+    guidance_interval: tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]] | None = Field(
+        None, description="least and largest t of the guided steps; none: all"
+    )
+    guidance_rescale: float | None = Field(
+        None, ge=0.0, le=1.0, description="share of the contrast added by guidance that is taken back; none: 0"
+    )
 
     eta: float = Field(0.0, ge=0.0, le=1.0, description="ddim: share of fresh noise: 0 deterministic, 1 ancestral")
     variance: Variance | None = Field(
@@ -100,6 +111,21 @@ class SamplingConfig(Section):
         if times is not None and any(s >= t for t, s in pairwise(times)):
             raise ValueError(f"timesteps are {list(times)}; expected each to be smaller than the one before")
         return self
+
+    @model_validator(mode="after")
+    def _guidance_is_on(self) -> SamplingConfig:
+        low, high = self.guidance_interval or (0.0, 0.0)
+        if low > high:
+            raise ValueError(f"guidance_interval is {[low, high]}; expected the smaller time first")
+        for name in ("guidance_interval", "guidance_rescale"):
+            if getattr(self, name) is not None and not self.is_guided:
+                raise ValueError(f"{name} without guidance; set guidance to another scale than 1")
+        return self
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether there is classifier-free guidance."""
+        return self.guidance not in (None, 1.0)
 
     @model_validator(mode="after")
     def _sampler_takes_the_options(self) -> SamplingConfig:

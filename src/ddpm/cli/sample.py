@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ddpm.sampling.job import Job
+    from ddpm.sampling.wish import Wish
 
 
 def sample(
@@ -31,6 +32,22 @@ def sample(
         arg(metavar="NAME", help=f"{', '.join(get_args(SamplerName))}; by default what the model recommends"),
     ] = None,
     steps: Annotated[int | None, arg(metavar="N", help="sampling steps; by default what the model recommends")] = None,
+    label: Annotated[
+        str | None,
+        arg(
+            aliases=["--labels"], metavar="NAME,...|all", help="the class, by name or number; several, or all, in turn"
+        ),
+    ] = None,
+    numbers: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(metavar="COLUMN=VALUE", help="the value of a numeric column; may be repeated"),
+    ] = (),
+    image: Annotated[
+        Path | None, arg(metavar="PICTURE|DIR", help="the picture to begin with, or a folder of them, in turn")
+    ] = None,
+    guidance: Annotated[
+        float | None, arg(metavar="SCALE", help="of classifier-free guidance; 1 is off; by default what the model says")
+    ] = None,
     adapter: Annotated[
         UseAppendAction[tuple[str, ...]],
         arg(metavar="FILE[:SCALE]", help="add an adapter of this model, at a scale (1); may be repeated"),
@@ -67,6 +84,10 @@ def sample(
         pictures: their numbers.
         sampler: its name.
         steps: of the sampler.
+        label: the class of the pictures.
+        numbers: values of numeric columns.
+        image: a picture to begin with.
+        guidance: its scale.
         adapter: files that add to the model.
         set: options of the sampler.
         seed: of the noise.
@@ -81,13 +102,16 @@ def sample(
     from ddpm.errors import SamplingError
     from ddpm.sampling import parse_numbers
     from ddpm.sampling.job import run_job
+    from ddpm.sampling.wish import Wish
     from ddpm.terminal import bar, say
 
     how = How(batch_size=batch_size, precision=precision, out=out, device=device, film=film, format=format)
     if from_ is not None:
-        if pictures is not None or sampler is not None or steps is not None or set or adapter:
+        given = (pictures, sampler, steps, set or None, adapter or None, label, numbers or None, image, guidance)
+        if any(value is not None for value in given):
             raise SamplingError(
-                "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --adapter, --set"
+                "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --label, "
+                "--numbers, --image, --guidance, --adapter, --set"
             )
         sample_again(from_, model, how)
         return
@@ -95,10 +119,23 @@ def sample(
         raise SamplingError("no model; expected: ddpm sample MODEL|RUN, or: ddpm sample --from PICTURE.png")
     if number < 1:
         raise SamplingError(f"{number} pictures; expected at least 1")
-    numbers = range(number) if pictures is None else parse_numbers(pictures)
-    job = plan(model, how, numbers=numbers, seed=seed, sampler=sampler, steps=steps, assignments=set, adapters=adapter)
+    which = range(number) if pictures is None else parse_numbers(pictures)
+    wish = Wish(label=label, numbers=numbers, image=image)
+    scale = () if guidance is None else (f"guidance={guidance:g}",)
+    job = plan(
+        model,
+        how,
+        numbers=which,
+        seed=seed,
+        sampler=sampler,
+        steps=steps,
+        assignments=(*set, *scale),
+        adapters=adapter,
+        wish=wish,
+    )
     run_job(job, progress=bar, tell=say)
-    say(f"{len(numbers):,} pictures and grid.png in {job.folder}")
+    beside = ", labels.csv and grid.png" if job.asks else " and grid.png"
+    say(f"{len(which):,} pictures{beside} in {job.folder}")
 
 
 @dataclass(frozen=True)
@@ -123,6 +160,7 @@ def plan(
     steps: int | None,
     assignments: tuple[str, ...],
     adapters: tuple[str, ...] = (),
+    wish: Wish,
 ) -> Job:
     """Return the job that the options describe; nothing is written yet."""
     from ddpm.adapter import parse_adapter
@@ -140,8 +178,9 @@ def plan(
     model = with_options(loaded, sampler=sampler, steps=steps, assignments=assignments)
     if warning := misuse(loaded, model):
         say(warning)
-    folder = how.out if how.out is not None else default_folder(file, model, seed, assignments)
-    return Job(model, file, numbers, seed, engine, folder, how.batch_size, how.format, how.film)
+    asks = wish.asks(model.conditions, numbers, seed)
+    folder = how.out if how.out is not None else default_folder(file, model, seed, assignments, wish.words())
+    return Job(model, file, numbers, seed, engine, folder, how.batch_size, how.format, how.film, asks)
 
 
 def sample_again(picture: Path, given: Path | None, how: How) -> None:
@@ -159,7 +198,8 @@ def sample_again(picture: Path, given: Path | None, how: How) -> None:
     for adapter, scale in recipe.find_adapters(picture):
         model = model.with_adapter(adapter, scale)
     folder = how.out if how.out is not None else picture.parent / "again"
-    job = Job(model, file, [recipe.picture], recipe.seed, engine, folder, how.batch_size, how.format, how.film)
+    asks = [recipe.asked(picture)] if model.conditions.any else []
+    job = Job(model, file, [recipe.picture], recipe.seed, engine, folder, how.batch_size, how.format, how.film, asks)
     run_job(job, progress=bar, tell=say)
     again = folder / f"{recipe.picture:05d}.{how.format}"
     apart = difference(picture, again) if again.is_file() else None

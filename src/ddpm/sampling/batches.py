@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddpm.codec import Pictures
 from ddpm.conditions import Condition
+from ddpm.conditions_config import ConditionSpec
 from ddpm.diffusion.samplers import SampleStep
 from ddpm.engine import Engine
 from ddpm.errors import SamplingError
@@ -22,6 +23,9 @@ from ddpm.model import Model
 
 OnStep = Callable[[Sequence[int], SampleStep], object]
 """``(numbers of the batch's pictures, step) -> ...``, called after each step of each batch."""
+
+Conditions = Callable[[Sequence[int]], Condition | None]
+"""Numbers of pictures -> their conditions."""
 
 _FREE_SHARE = 0.5  # of the free memory: other programs want some too, and convolutions need room to work
 _VALUES_ON_CPU = 2**18  # pixel values at once: larger batches leave the caches, and run no faster
@@ -118,7 +122,10 @@ def count_evaluations(model: Model, channels_out: int) -> int:
         channels_out: of the network.
     """
     blank = _Blank(channels_out)
-    deque(replace(model, network=blank, picture_shape=(1, 1, model.picture_shape[2])).sample_steps([0]), maxlen=0)
+    stand_in = replace(
+        model, network=blank, picture_shape=(1, 1, model.picture_shape[2]), conditions=ConditionSpec()
+    ).with_sampling(guidance=1.0)
+    deque(stand_in.sample_steps([0]), maxlen=0)
     return blank.calls
 
 
@@ -138,7 +145,14 @@ class _Blank(nn.Module):
 
 
 def make_pictures(
-    model: Model, numbers: Sequence[int], *, seed: int, engine: Engine, batch_size: int, on_step: OnStep | None = None
+    model: Model,
+    numbers: Sequence[int],
+    *,
+    seed: int,
+    engine: Engine,
+    batch_size: int,
+    conditions: Conditions | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[tuple[Sequence[int], Pictures]]:
     """Yield numbers and pictures [B, H, W, C] of each batch; where memory runs out, it is halved and made again.
 
@@ -150,6 +164,7 @@ def make_pictures(
         seed: of the noise.
         engine: in which precision.
         batch_size: pictures at once, at first.
+        conditions: of the pictures; none: as the model draws them.
         on_step: told of each step; of a batch that is made again, twice.
 
     Raises:
@@ -161,7 +176,8 @@ def make_pictures(
         try:
             tell = None if on_step is None else partial(on_step, batch)
             with engine.autocast():
-                pictures = model.sample_numbers(batch, seed=seed, on_step=tell)
+                condition = None if conditions is None else conditions(batch)
+                pictures = model.sample_numbers(batch, seed=seed, condition=condition, on_step=tell)
         except (RuntimeError, MemoryError) as error:
             size = _halved(len(batch), error)
             continue

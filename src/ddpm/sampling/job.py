@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ddpm.codec import Pictures
+from ddpm.conditioning import Asked
 from ddpm.config import explain, parse_assignments
 from ddpm.data import render_grid, save_png, to_image
 from ddpm.data.pictures import save_tiff
@@ -22,9 +23,10 @@ from ddpm.errors import RunError, SamplingError
 from ddpm.files import write_atomically, write_text
 from ddpm.model import Model
 from ddpm.model_file import ADAPTER_NAME
-from ddpm.sampling.batches import Forecast, forecast, make_pictures
+from ddpm.sampling.batches import Conditions, Forecast, forecast, make_pictures
 from ddpm.sampling.films import Film, FilmKind, check_film, save_film
-from ddpm.sampling.recipe import TEXT_KEY, Recipe, recipe_of
+from ddpm.sampling.labels import grouped, write_labels
+from ddpm.sampling.recipe import TEXT_KEY, Recipe, condition_tree, recipe_of
 from ddpm.sampling_config import SAMPLER_OPTIONS, SamplingConfig, not_taken
 
 Format = Literal["png", "tiff", "npy"]
@@ -47,6 +49,7 @@ class Job:
         batch_size: pictures at once; none: what fits.
         format: of the files.
         films: how to show the way.
+        asks: what each picture is asked to be; empty for an unconditional model.
 
     Raises:
         SamplingError: for what cannot be sampled, before any work is done.
@@ -61,11 +64,21 @@ class Job:
     batch_size: int | None = None
     format: Format = "png"
     films: tuple[FilmKind, ...] = ()
+    asks: Sequence[Asked] = ()
 
     def __post_init__(self) -> None:
         self.model.sampling_batches(len(self.numbers), seed=self.seed, batch_size=self.batch_size)
         for kind in self.films:
             check_film(kind)
+        if self.asks:
+            self.model.encode(self.asks[:1])  # refuses a picture to begin with, before the network runs
+
+    def conditions(self) -> Conditions | None:
+        """Return the conditions of pictures by their numbers."""
+        if not self.asks:
+            return None
+        asked = dict(zip(self.numbers, self.asks, strict=True))
+        return lambda numbers: self.model.encode([asked[i] for i in numbers])
 
     @property
     def is_points(self) -> bool:
@@ -152,6 +165,8 @@ def run_job(job: Job, *, progress: ProgressFactory, tell: Callable[[str], object
     film = Film(model, job.numbers, job.seed) if job.films else None
     kept = _make_and_write(job, model, recipe, ahead, film, progress)
     _write_summary(job, recipe, kept)
+    if job.asks:
+        write_labels(job.folder / "labels.csv", _names(job), job.asks)
     if film is not None:
         moments = film.moments()
         for kind in job.films:
@@ -164,6 +179,7 @@ def _make_and_write(
 ) -> Pictures:
     """Write pictures as they come; return those that are written together at the end."""
     whole = job.is_points or job.format == "npy"
+    trees = {i: condition_tree(each, job.folder) for i, each in zip(job.numbers, job.asks, strict=False)}
     kept: list[Pictures] = []
     steps = -(-len(job.numbers) // ahead.batch_size) * model.sampling.steps
     with progress(steps, recipe.short_words()) as shown:
@@ -174,13 +190,20 @@ def _make_and_write(
                 film.record(numbers, step)
 
         for numbers, pictures in make_pictures(
-            model, job.numbers, seed=job.seed, engine=job.engine, batch_size=ahead.batch_size, on_step=on_step
+            model,
+            job.numbers,
+            seed=job.seed,
+            engine=job.engine,
+            batch_size=ahead.batch_size,
+            conditions=job.conditions(),
+            on_step=on_step,
         ):
             if whole or sum(map(len, kept)) < MOST_IN_GRID:
                 kept.append(pictures)
             if not whole:
                 for number, picture in zip(numbers, pictures, strict=True):
-                    _write_picture(job, picture, replace(recipe, picture=number))
+                    own = replace(recipe, picture=number, condition=trees.get(number, {}))
+                    _write_picture(job, picture, own)
     return np.concatenate(kept)
 
 
@@ -195,8 +218,9 @@ def _write_picture(job: Job, picture: Pictures, recipe: Recipe) -> None:
 
 def _write_summary(job: Job, recipe: Recipe, kept: Pictures) -> None:
     codec, folder = job.model.codec, job.folder
-    in_grid = kept if job.is_points else kept[:MOST_IN_GRID]
-    save_png(render_grid(in_grid, levels=codec.levels, value_range=codec.value_range), folder / "grid.png")
+    in_grid, columns = (kept, None) if job.is_points else grouped(kept[:MOST_IN_GRID], job.asks, codec.value_range)
+    grid = render_grid(in_grid, columns, levels=codec.levels, value_range=codec.value_range)
+    save_png(grid, folder / "grid.png")
     try:
         if job.is_points:
             _write_points(kept, folder / "points.csv")
@@ -205,10 +229,16 @@ def _write_summary(job: Job, recipe: Recipe, kept: Pictures) -> None:
         else:
             return
         common = {**json.loads(recipe.as_text()), "pictures": list(job.numbers)}
-        del common["picture"]
+        del common["picture"], common["condition"]
         write_text(folder / "recipe.json", json.dumps(common) + "\n")
     except OSError as error:
         raise RunError(f"cannot write to '{folder}': {error.strerror or error}; free some space") from error
+
+
+def _names(job: Job) -> list[str]:
+    """Return what the table of labels calls each picture: its file, or its place in the one file."""
+    whole = job.is_points or job.format == "npy"
+    return [str(i) if whole else f"{i:05d}.{job.format}" for i in job.numbers]
 
 
 def _save_array(part: Path, pictures: Pictures) -> None:
@@ -223,11 +253,21 @@ def _write_points(points: Pictures, file: Path) -> None:
     write_text(file, "\n".join([header, *rows]) + "\n")
 
 
-def default_folder(file: Path, model: Model, seed: int, assignments: Sequence[str] = ()) -> Path:
-    """Return a folder beside the model whose name is the recipe, so that two recipes never mix."""
+def default_folder(
+    file: Path, model: Model, seed: int, assignments: Sequence[str] = (), asked: Sequence[str] = ()
+) -> Path:
+    """Return a folder beside the model whose name is the recipe, so that two recipes never mix.
+
+    Args:
+        file: of the model.
+        model: with its sampling advice.
+        seed: of the noise.
+        assignments: options of the sampler that were set.
+        asked: what the pictures are asked to be, in words such as "label=3".
+    """
     advice = model.sampling
     stem = "" if file.name == "model.safetensors" else f"{file.stem}-"
-    options = "".join(f"-{item.replace('=', '')}" for item in sorted(assignments))
+    options = "".join(f"-{item.replace('=', '')}" for item in [*sorted(assignments), *asked])
     options = "".join(f"-{_short_name(Path(each.file))}-{each.scale:g}" for each in model.adapters) + options
     safe = "".join(sign if sign.isalnum() or sign in "-._" else "_" for sign in options)
     return file.parent / "samples" / f"{stem}{advice.sampler}-{advice.steps}{safe}-seed{seed}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
+from ddpm.conditioning import Asked, asked_of
 from ddpm.engine import Engine
 from ddpm.errors import SamplingError
 from ddpm.files import sha256_of
@@ -39,6 +40,8 @@ class Recipe:
         precision: of the network's arithmetic, "float32" or "bfloat16".
         version: of this program.
         adapters: file, sha256 and scale of each adapter that the model carried, files relative as the model's.
+        condition: what the picture was asked to be, as `Asked.as_tree` says it; a picture to begin with has its file,
+            relative as the model's, and its image_sha256.
     """
 
     picture: int
@@ -50,6 +53,7 @@ class Recipe:
     precision: str
     version: str
     adapters: list[dict[str, Any]] = field(default_factory=list)
+    condition: dict[str, Any] = field(default_factory=dict)
 
     def as_text(self) -> str:
         """Return one line of JSON; `read_recipe` inverts it."""
@@ -58,6 +62,7 @@ class Recipe:
     def as_words(self) -> str:
         """Return sampler, steps and the options that are set, for people."""
         options = {key: value for key, value in self.sampling.items() if key not in ("sampler", "steps")}
+        options |= {key: value for key, value in self.condition.items() if key != "image_sha256"}
         told = ", ".join(f"{key} {json.dumps(value)}" for key, value in options.items())
         return f"{self.short_words()} ({told})" if told else self.short_words()
 
@@ -115,6 +120,32 @@ class Recipe:
             found.append((file, float(tree["scale"])))
         return found
 
+    def asked(self, picture: Path) -> Asked:
+        """Return what `picture` was asked to be.
+
+        Raises:
+            SamplingError: if the picture that it began with is not where the recipe says, or is another.
+        """
+        asked = asked_of(self.condition)
+        if not isinstance(asked.image, str):
+            return asked
+        file = Path(os.path.normpath(picture.absolute().parent / asked.image))
+        digest = str(self.condition.get("image_sha256"))
+        if not file.is_file() or file_sha256(file) != digest:
+            raise SamplingError(
+                f"'{picture}' began with a picture of SHA-256 {digest[:12]}..., which is not at '{file}'; put it there"
+            )
+        return replace(asked, image=file)
+
+
+def condition_tree(asked: Asked, folder: Path) -> dict[str, Any]:
+    """Return what a picture in `folder` is asked to be, for its recipe."""
+    tree = asked.as_tree()
+    if "image" not in tree:
+        return tree
+    file = Path(tree["image"])
+    return {**tree, "image": _relative(file, folder), "image_sha256": file_sha256(file)}
+
 
 def recipe_of(model: Model, file: Path, folder: Path, *, seed: int, engine: Engine) -> Recipe:
     """Return the recipe of the pictures that `model`, read from `file`, makes into `folder`; of number 0."""
@@ -152,16 +183,17 @@ def read_recipe(path: Path) -> Recipe:
         raise SamplingError(f"'{path}' holds no recipe; expected a picture that 'ddpm sample' wrote")
     try:
         tree = json.loads(text)
-        known = {"adapters": [], **tree}
+        known = {"adapters": [], "condition": {}, **tree}
         recipe = Recipe(**{name: known[name] for name in Recipe.__slots__})
         numbers = [(getattr(recipe, key), end) for key, end in _WHOLE.items()]
         whole = all(type(number) is int and 0 <= number < end for number, end in numbers)
         scales = all(math.isfinite(each["scale"]) for each in recipe.adapters)
         named = [text for each in recipe.adapters for text in (each["file"], each["sha256"])]
         texts = all(isinstance(value, str) for value in (recipe.model, recipe.model_sha256, recipe.precision, *named))
+        asked_of(recipe.condition)
         if not (whole and texts and scales and {"sampler", "steps"} <= recipe.sampling.keys()):
             raise TypeError("a value of another kind")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (SamplingError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SamplingError(
             f"the recipe in '{path}' is not whole ({type(error).__name__}: {error}); use the picture as it was written"
         ) from error

@@ -1,0 +1,67 @@
+"""What pictures were asked to be, beside them: a table, and a grid with a row for each class."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ddpm.codec import Pictures
+from ddpm.conditioning import Asked
+from ddpm.errors import RunError
+from ddpm.files import write_text
+
+_WIDEST = 40  # pictures in a row of the grid
+
+
+def write_labels(path: Path, names: Sequence[str], asks: Sequence[Asked]) -> None:
+    """Write a table with a row a picture: its file, then what it was asked to be; an empty cell is "none".
+
+    `ddpm` reads such a table, under the name metadata.csv, as data with labels.
+
+    Args:
+        path: of the CSV file.
+        names: of the pictures.
+        asks: what they were asked to be.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    columns = list(dict.fromkeys(name for each in asks for name in each.numbers))
+    with_label = any(each.label is not None for each in asks)
+    with_image = any(isinstance(each.image, str | Path) for each in asks)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file_name", *["label"] * with_label, *columns, *["image"] * with_image])
+    for name, each in zip(names, asks, strict=True):
+        values = [f"{each.numbers[column]:.9g}" if column in each.numbers else "" for column in columns]
+        image = str(each.image) if isinstance(each.image, str | Path) else ""
+        writer.writerow([name, *[each.label or ""] * with_label, *values, *[image] * with_image])
+    try:
+        write_text(path, text.getvalue())
+    except OSError as error:
+        raise RunError(f"cannot write '{path}': {error.strerror or error}; free some space") from error
+
+
+def grouped(pictures: Pictures, asks: Sequence[Asked], value_range: tuple[float, float]) -> tuple[Pictures, int | None]:
+    """Return pictures for a grid, and its columns: a row for each class, filled up with white.
+
+    Without classes, or with so many pictures of one that a row would be too long, they stay as they are.
+
+    Args:
+        pictures: [N, H, W, C].
+        asks: what they were asked to be, the first N of them.
+        value_range: black and white.
+    """
+    labels = [each.label for each in asks[: len(pictures)]]
+    rows = {label: [i for i, own in enumerate(labels) if own == label] for label in dict.fromkeys(labels)}
+    widest = max(map(len, rows.values()), default=0)
+    if len(rows) < 2 or widest > _WIDEST:
+        return pictures, None
+    sheet = np.full((len(rows), widest, *pictures.shape[1:]), value_range[1], dtype=pictures.dtype)
+    for row, label in zip(sheet, sorted(rows, key=lambda label: rows[label][0]), strict=True):
+        row[: len(rows[label])] = pictures[rows[label]]
+    return sheet.reshape(-1, *pictures.shape[1:]), widest
