@@ -20,6 +20,9 @@ OWN_TEXT = "own"
 """The text encoder that is trained along with the network."""
 
 
+_NAMED = 12  # classes that a line lists
+
+
 class ConditionsConfig(Section):
     """What the network is told of a picture beside x_t and t; nothing unless asked for."""
 
@@ -193,3 +196,21 @@ class ConditionSpec(Section):
     def picture_channels(self) -> int:
         """Channels that the network reads beside x_t: the paired picture's, and where it is known."""
         return 0 if self.picture is None else self.picture.channels + 1
+
+    def words(self) -> list[str]:
+        """Return what the model is conditioned on, a line a kind, for people; nothing for an unconditional one."""
+        lines = []
+        if self.classes:
+            listed = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
+            lines.append(f"label ({len(self.classes)} classes: {listed})")
+        if self.numbers:
+            columns = (f"{each.name} from {each.low:g} to {each.high:g}" for each in self.numbers)
+            lines.append(f"numbers ({', '.join(columns)})")
+        if self.picture is not None:
+            factor = f", 1/{self.picture.factor} of the size" if self.picture.kind == "low_resolution" else ""
+            lines.append(f"picture ({self.picture.kind}{factor})")
+        if self.text is not None:
+            lines.append(f"text (at most {self.text.tokens} tokens, {self.text.encoder or 'an encoder of its own'})")
+        if not lines:
+            return []
+        return [f"conditions: {'; '.join(lines)}; {100 * self.dropout:g} % of the training pictures without"]

@@ -28,6 +28,7 @@ from ddpm.diffusion.denoiser import (
     clipped,
     conditional_denoiser,
 )
+from ddpm.diffusion.guidance import Guidance, classifier_free
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
@@ -114,17 +115,31 @@ class Model:
             x_0_range=self.codec.clip_range,
         )
 
-    def denoiser(self, *, clip: bool = True, condition: Condition | None = None) -> Denoiser:
+    def denoiser(
+        self, *, clip: bool = True, condition: Condition | None = None, guidance: Guidance | None = None
+    ) -> Denoiser:
         """Return what samplers see; with `clip`, x_0 is kept in the range of the data.
 
         Args:
             clip: whether it is.
             condition: of the pictures, on the model's device; none: the model's pictures in general.
+            guidance: away from pictures without condition; none, or without condition: there is none.
         """
-        denoiser = bound(self.conditional_denoiser(), condition)
+        if condition is None or guidance is None:
+            denoiser = bound(self.conditional_denoiser(), condition)
+        else:
+            denoiser = classifier_free(self.conditional_denoiser(), condition, guidance, self.schedule)
         if clip and self.codec.clip_range is not None:
             return clipped(denoiser, self.schedule, *self.codec.clip_range)
         return denoiser
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """Classifier-free guidance as the sampling advice has it; None where it has none."""
+        advice = self.sampling
+        if advice.guidance is None or not advice.is_guided:
+            return None
+        return Guidance(advice.guidance, advice.guidance_interval, advice.guidance_rescale or 0.0)
 
     def encode(self, asks: Sequence[Asked]) -> Condition | None:
         """Return the condition of pictures, on the model's device; None for an unconditional model.
@@ -228,7 +243,7 @@ class Model:
                 f"variance 'learned', but this model's variance is {self.variance}; use 'fixed_large' or 'fixed_small'"
             )
         return sampler.run(
-            self.denoiser(clip=advice.clip, condition=self._placed(condition, pictures, seed)),
+            self.denoiser(clip=advice.clip, condition=self._placed(condition, pictures, seed), guidance=self.guidance),
             self.schedule,
             noise.normal(0, "x_T"),
             noise,

@@ -121,6 +121,8 @@ def _inspect_file(path: Path) -> None:
     begun = provenance.get("initialized_from")
     if isinstance(begun, dict):
         print(f"begun with: {begun.get('base', '?')} (SHA-256 {str(begun.get('base_sha256', '?'))[:12]}...)")
+    for line in model.conditions.words():
+        print(line)
     print(f"recommended: {json.dumps(advice.as_tree())}")
     print(f"sample from it: ddpm sample {path}")
 

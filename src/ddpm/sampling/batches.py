@@ -94,8 +94,10 @@ def forecast(model: Model, count: int, engine: Engine, *, batch_size: int | None
         SamplingError: if not even one picture fits.
     """
     shape = model.picture_shape
+    passes = 1 if model.guidance is None else 2  # guidance runs the network with and without condition, at once
     try:
         needed, channels_out = _probe(model, engine)
+        needed *= passes
     except (RuntimeError, MemoryError) as error:
         if _is_shortage(error):
             raise _refusal() from error
@@ -106,7 +108,7 @@ def forecast(model: Model, count: int, engine: Engine, *, batch_size: int | None
     size = min(batch_size, count)
     while True:
         try:
-            seconds = _time_one(model, engine, size)
+            seconds = _time_one(model, engine, size * passes)
             break
         except (RuntimeError, MemoryError) as error:
             size = _halved(size, error)
