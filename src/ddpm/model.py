@@ -288,6 +288,7 @@ class Model:
         sampler: str | None = None,
         label: Label | Sequence[Label] | None = None,
         numbers: Mapping[str, float] | None = None,
+        text: str | Sequence[str] | None = None,
         image: Image | Sequence[Image] | None = None,
         guidance: float | None = None,
         condition: Condition | None = None,
@@ -304,9 +305,10 @@ class Model:
             label: class of the pictures, by name or number; several: picture i has number i mod K; "all": all classes.
             numbers: values of numeric columns. What is not said of a picture is drawn as often as the training data
                 have it.
+            text: what the pictures show; several: picture i shows number i mod K.
             image: a picture to begin with, its file or an array; several: picture i has number i mod K.
             guidance: scale of classifier-free guidance; 1 is off; none: the model's recommendation.
-            condition: of the n pictures, as tensors, in place of `label`, `numbers` and `image`.
+            condition: of the n pictures, as tensors, in place of the four above.
             batch_size: pictures at once; none: what fits in about 2 GiB.
             on_step: called after each step of each batch, for a progress bar.
 
@@ -315,11 +317,11 @@ class Model:
                 numbers that are not finite.
         """
         model = self.with_sampling(steps=steps, sampler=sampler, guidance=guidance)
-        asked = any(value is not None for value in (label, numbers, image))
-        if asked and condition is not None:
-            raise SamplingError("a condition beside label, numbers or image; expected one or the others")
-        if asked:
-            condition = model.encode(ask(self.conditions, range(n), seed, label=label, numbers=numbers, image=image))
+        if any(value is not None for value in (label, numbers, text, image)):
+            if condition is not None:
+                raise SamplingError("a condition beside label, numbers, text or image; expected one or the others")
+            asks = ask(self.conditions, range(n), seed, label=label, numbers=numbers, text=text, image=image)
+            condition = model.encode(asks)
         batches = model.sampling_batches(n, seed=seed, batch_size=batch_size)
         made = []
         for batch in batches:

@@ -42,6 +42,9 @@ def sample(
         UseAppendAction[tuple[str, ...]],
         arg(metavar="COLUMN=VALUE", help="the value of a numeric column; may be repeated"),
     ] = (),
+    text: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="TEXT", help="what the pictures show; repeated: in turn")
+    ] = (),
     image: Annotated[
         Path | None, arg(metavar="PICTURE|DIR", help="the picture to begin with, or a folder of them, in turn")
     ] = None,
@@ -86,6 +89,7 @@ def sample(
         steps: of the sampler.
         label: the class of the pictures.
         numbers: values of numeric columns.
+        text: what the pictures show.
         image: a picture to begin with.
         guidance: its scale.
         adapter: files that add to the model.
@@ -107,11 +111,22 @@ def sample(
 
     how = How(batch_size=batch_size, precision=precision, out=out, device=device, film=film, format=format)
     if from_ is not None:
-        given = (pictures, sampler, steps, set or None, adapter or None, label, numbers or None, image, guidance)
+        given = (
+            pictures,
+            sampler,
+            steps,
+            set or None,
+            adapter or None,
+            label,
+            numbers or None,
+            text or None,
+            image,
+            guidance,
+        )
         if any(value is not None for value in given):
             raise SamplingError(
                 "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --label, "
-                "--numbers, --image, --guidance, --adapter, --set"
+                "--numbers, --text, --image, --guidance, --adapter, --set"
             )
         sample_again(from_, model, how)
         return
@@ -120,7 +135,7 @@ def sample(
     if number < 1:
         raise SamplingError(f"{number} pictures; expected at least 1")
     which = range(number) if pictures is None else parse_numbers(pictures)
-    wish = Wish(label=label, numbers=numbers, image=image)
+    wish = Wish(label=label, numbers=numbers, texts=text, image=image)
     scale = () if guidance is None else (f"guidance={guidance:g}",)
     job = plan(
         model,

@@ -30,16 +30,18 @@ def write_labels(path: Path, names: Sequence[str], asks: Sequence[Asked]) -> Non
     Raises:
         RunError: if it cannot be written.
     """
-    columns = list(dict.fromkeys(name for each in asks for name in each.numbers))
-    with_label = any(each.label is not None for each in asks)
-    with_image = any(isinstance(each.image, str | Path) for each in asks)
+    words = {
+        "label": [each.label for each in asks],
+        "text": [each.text for each in asks],
+        "image": [str(each.image) if isinstance(each.image, str | Path) else None for each in asks],
+    }
+    columns = {name: values for name, values in words.items() if any(value is not None for value in values)}
+    for name in dict.fromkeys(name for each in asks for name in each.numbers):
+        columns[name] = [f"{each.numbers[name]:.9g}" if name in each.numbers else None for each in asks]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file_name", *["label"] * with_label, *columns, *["image"] * with_image])
-    for name, each in zip(names, asks, strict=True):
-        values = [f"{each.numbers[column]:.9g}" if column in each.numbers else "" for column in columns]
-        image = str(each.image) if isinstance(each.image, str | Path) else ""
-        writer.writerow([name, *[each.label or ""] * with_label, *values, *[image] * with_image])
+    writer.writerow(["file_name", *columns])
+    writer.writerows(zip(names, *columns.values(), strict=True))
     try:
         write_text(path, text.getvalue())
     except OSError as error:

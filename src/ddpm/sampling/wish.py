@@ -12,6 +12,8 @@ from ddpm.conditions_config import ConditionSpec
 from ddpm.data.sources.layout import EXTENSIONS, GRID_NAME
 from ddpm.errors import SamplingError
 
+_SHORT = 40  # letters of a text that the name of a folder keeps
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -20,11 +22,13 @@ class Wish:
     Attributes:
         label: a class, several with commas between, or "all".
         numbers: words such as "age=3.5".
+        texts: what the pictures show, in turn.
         image: a picture to begin with, or a folder of them.
     """
 
     label: str | None = None
     numbers: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
     image: Path | None = None
 
     def asks(self, spec: ConditionSpec, pictures: Sequence[int], seed: int) -> list[Asked]:
@@ -36,13 +40,14 @@ class Wish:
         labels = None if self.label is None else _split(self.label, spec)
         numbers = {} if not self.numbers else dict(_number(word) for item in self.numbers for word in item.split(","))
         images = None if self.image is None else _images(self.image)
-        asks = ask(spec, pictures, seed, label=labels, numbers=numbers, image=images)
+        asks = ask(spec, pictures, seed, label=labels, numbers=numbers, text=self.texts or None, image=images)
         return asks if spec.any else []
 
     def words(self) -> list[str]:
         """Return it in words that can stand in the name of a folder."""
         label = [] if self.label is None else [f"label={self.label}"]
-        return [*label, *self.numbers, *([] if self.image is None else [f"image={self.image.stem}"])]
+        texts = [f"text={text[:_SHORT]}" for text in self.texts[:1]]
+        return [*label, *self.numbers, *texts, *([] if self.image is None else [f"image={self.image.stem}"])]
 
 
 def _split(text: str, spec: ConditionSpec) -> list[str]:
