@@ -33,6 +33,7 @@ from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import ConfigError, ModelFileError, SamplingError, nearest
+from ddpm.guides import Guide
 from ddpm.model_file import read_model_file, write_model_file
 from ddpm.networks import build_network
 from ddpm.prompts import PromptReader
@@ -68,6 +69,7 @@ class Model:
         adapters: what was added to the model.
         bare: the model without its adapters; none: it has none.
         prompt_reader: of image prompts, where an image adapter was added.
+        guide: a classifier or a worse model that steers the samples; none: conditions alone.
     """
 
     network: nn.Module
@@ -83,6 +85,7 @@ class Model:
     adapters: tuple[AppliedAdapter, ...] = ()
     bare: Model | None = None
     prompt_reader: PromptReader | None = None
+    guide: Guide | None = None
 
     @property
     def device(self) -> torch.device:
@@ -123,9 +126,11 @@ class Model:
         Args:
             clip: whether it is.
             condition: of the pictures, on the model's device; none: the model's pictures in general.
-            guidance: away from pictures without condition; none, or without condition: there is none.
+            guidance: by the guide, or away from pictures without condition; none: there is none.
         """
-        if condition is None or guidance is None:
+        if self.guide is not None and guidance is not None:
+            denoiser = self.guide.denoiser(self, condition, guidance)
+        elif condition is None or guidance is None:
             denoiser = bound(self.conditional_denoiser(), condition)
         else:
             denoiser = classifier_free(self.conditional_denoiser(), condition, guidance, self.schedule)
@@ -135,11 +140,19 @@ class Model:
 
     @property
     def guidance(self) -> Guidance | None:
-        """Classifier-free guidance as the sampling advice has it; None where it has none."""
+        """Guidance as the sampling advice has it; None where it has none. A guide's is 1 if nothing is said."""
         advice = self.sampling
-        if advice.guidance is None or not advice.is_guided:
+        scale = advice.guidance if self.guide is None or advice.guidance is not None else 1.0
+        if scale is None or (scale == 1 and self.guide is None):
             return None
-        return Guidance(advice.guidance, advice.guidance_interval, advice.guidance_rescale or 0.0)
+        return Guidance(scale, advice.guidance_interval, advice.guidance_rescale or 0.0)
+
+    @property
+    def spec(self) -> ConditionSpec:
+        """What can be asked of its pictures: what the network is conditioned on, or a guide's classes."""
+        if self.conditions.any or self.guide is None or self.guide.spec is None:
+            return self.conditions
+        return self.guide.spec
 
     def encode(self, asks: Sequence[Asked]) -> Condition | None:
         """Return the condition of pictures, on the model's device; None for an unconditional model.
@@ -147,9 +160,9 @@ class Model:
         Raises:
             SamplingError: for a picture to begin with that cannot be read, or does not fit.
         """
-        if not self.conditions.any:
+        if not self.spec.any:
             return None
-        return encode(self.conditions, asks, self.picture_shape[:2]).to(self.device)
+        return encode(self.spec, asks, self.picture_shape[:2]).to(self.device)
 
     def with_prompt(self, condition: Condition | None, pictures: Pictures) -> Condition:
         """Return conditions with an image prompt, which an image adapter reads.
@@ -242,8 +255,12 @@ class Model:
             raise SamplingError(
                 f"variance 'learned', but this model's variance is {self.variance}; use 'fixed_large' or 'fixed_small'"
             )
+        placed, guidance = self._placed(condition, pictures, seed), self.guidance
+        if self.guide is not None and guidance is not None and placed is not None:
+            shift = self.guide.mean_shift(self, placed, guidance)
+            options = options if shift is None else {**options, "mean_shift": shift}
         return sampler.run(
-            self.denoiser(clip=advice.clip, condition=self._placed(condition, pictures, seed), guidance=self.guidance),
+            self.denoiser(clip=advice.clip, condition=placed, guidance=guidance),
             self.schedule,
             noise.normal(0, "x_T"),
             noise,
@@ -255,8 +272,8 @@ class Model:
     def _refuse_guidance(self) -> None:
         if not self.sampling.is_guided:
             return
-        if self.prompt_reader is not None:
-            return  # an image adapter is trained with dropped prompts
+        if self.prompt_reader is not None or self.guide is not None:
+            return  # an image adapter is trained with dropped prompts; a guide needs none
         if not self.conditions.any:
             raise SamplingError(
                 f"guidance {self.sampling.guidance:g}, but this model was trained without conditions: there is nothing "
@@ -270,8 +287,8 @@ class Model:
 
     def _placed(self, condition: Condition | None, pictures: Sequence[int], seed: int) -> Condition | None:
         if condition is None:
-            return self.encode(ask(self.conditions, pictures, seed)) if len(pictures) else None
-        if not self.conditions.any and condition.fields().keys() != {"prompt"}:
+            return self.encode(ask(self.spec, pictures, seed)) if len(pictures) else None
+        if not self.spec.any and condition.fields().keys() != {"prompt"}:
             raise SamplingError("this model was trained without conditions, but is given some; leave them out")
         if condition.prompt is not None and self.prompt_reader is None:
             raise SamplingError("an image prompt needs an image adapter of this model; add one, or leave it out")
@@ -320,7 +337,7 @@ class Model:
         if any(value is not None for value in (label, numbers, text, image)):
             if condition is not None:
                 raise SamplingError("a condition beside label, numbers, text or image; expected one or the others")
-            asks = ask(self.conditions, range(n), seed, label=label, numbers=numbers, text=text, image=image)
+            asks = ask(self.spec, range(n), seed, label=label, numbers=numbers, text=text, image=image)
             condition = model.encode(asks)
         batches = model.sampling_batches(n, seed=seed, batch_size=batch_size)
         made = []

@@ -51,6 +51,16 @@ def sample(
     guidance: Annotated[
         float | None, arg(metavar="SCALE", help="of classifier-free guidance; 1 is off; by default what the model says")
     ] = None,
+    classifier: Annotated[
+        Path | None,
+        arg(metavar="FILE", help="guide by this classifier of x_t (train-classifier --noisy), at --guidance, or 1"),
+    ] = None,
+    guidance_form: Annotated[
+        Literal["score", "mean"], arg(metavar="FORM", help="of a classifier: score, or mean for the sampler ddpm")
+    ] = "score",
+    guide_by: Annotated[
+        Path | None, arg(metavar="MODEL|RUN", help="guide away from this worse model, at --guidance: autoguidance")
+    ] = None,
     adapter: Annotated[
         UseAppendAction[tuple[str, ...]],
         arg(metavar="FILE[:SCALE]", help="add an adapter of this model, at a scale (1); may be repeated"),
@@ -92,6 +102,9 @@ def sample(
         text: what the pictures show.
         image: a picture to begin with.
         guidance: its scale.
+        classifier: that guides.
+        guidance_form: of a classifier.
+        guide_by: a worse model.
         adapter: files that add to the model.
         set: options of the sampler.
         seed: of the noise.
@@ -111,22 +124,11 @@ def sample(
 
     how = How(batch_size=batch_size, precision=precision, out=out, device=device, film=film, format=format)
     if from_ is not None:
-        given = (
-            pictures,
-            sampler,
-            steps,
-            set or None,
-            adapter or None,
-            label,
-            numbers or None,
-            text or None,
-            image,
-            guidance,
-        )
-        if any(value is not None for value in given):
+        given = (pictures, sampler, steps, set or None, adapter or None, label, numbers or None, text or None, image)
+        if any(value is not None for value in (*given, guidance, classifier, guide_by)):
             raise SamplingError(
                 "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --label, "
-                "--numbers, --text, --image, --guidance, --adapter, --set"
+                "--numbers, --text, --image, --guidance, --classifier, --guide-by, --adapter, --set"
             )
         sample_again(from_, model, how)
         return
@@ -135,6 +137,10 @@ def sample(
     if number < 1:
         raise SamplingError(f"{number} pictures; expected at least 1")
     which = range(number) if pictures is None else parse_numbers(pictures)
+    if classifier is not None and guide_by is not None:
+        raise SamplingError("--classifier and --guide-by; expected one guide")
+    if guidance_form != "score" and classifier is None:
+        raise SamplingError(f"--guidance-form {guidance_form} without --classifier; name one, or leave it out")
     wish = Wish(label=label, numbers=numbers, texts=text, image=image)
     scale = () if guidance is None else (f"guidance={guidance:g}",)
     job = plan(
@@ -147,6 +153,9 @@ def sample(
         assignments=(*set, *scale),
         adapters=adapter,
         wish=wish,
+        classifier=classifier,
+        form=guidance_form,
+        worse=guide_by,
     )
     run_job(job, progress=bar, tell=say)
     beside = ", labels.csv and grid.png" if job.asks else " and grid.png"
@@ -176,10 +185,14 @@ def plan(
     assignments: tuple[str, ...],
     adapters: tuple[str, ...] = (),
     wish: Wish,
+    classifier: Path | None = None,
+    form: str = "score",
+    worse: Path | None = None,
 ) -> Job:
     """Return the job that the options describe; nothing is written yet."""
     from ddpm.adapter import parse_adapter
     from ddpm.engine import choose_engine
+    from ddpm.guides import guided_by_classifier, guided_by_worse
     from ddpm.model import Model
     from ddpm.model_file import locate
     from ddpm.sampling.job import Job, default_folder, misuse, with_options
@@ -193,7 +206,11 @@ def plan(
     model = with_options(loaded, sampler=sampler, steps=steps, assignments=assignments)
     if warning := misuse(loaded, model):
         say(warning)
-    asks = wish.asks(model.conditions, numbers, seed)
+    if classifier is not None:
+        model = guided_by_classifier(model, classifier, form)
+    if worse is not None:
+        model = guided_by_worse(model, worse)
+    asks = wish.asks(model.spec, numbers, seed)
     folder = how.out if how.out is not None else default_folder(file, model, seed, assignments, wish.words())
     return Job(model, file, numbers, seed, engine, folder, how.batch_size, how.format, how.film, asks)
 
@@ -212,8 +229,9 @@ def sample_again(picture: Path, given: Path | None, how: How) -> None:
     model = replace(Model.load(file, device=engine.device), sampling=sampling_of(recipe))
     for adapter, scale in recipe.find_adapters(picture):
         model = model.with_adapter(adapter, scale)
+    model = recipe.guided(model, picture)
     folder = how.out if how.out is not None else picture.parent / "again"
-    asks = [recipe.asked(picture)] if model.conditions.any else []
+    asks = [recipe.asked(picture)] if model.spec.any else []
     job = Job(model, file, [recipe.picture], recipe.seed, engine, folder, how.batch_size, how.format, how.film, asks)
     run_job(job, progress=bar, tell=say)
     again = folder / f"{recipe.picture:05d}.{how.format}"

@@ -125,7 +125,7 @@ def count_evaluations(model: Model, channels_out: int) -> int:
     """
     blank = _Blank(channels_out)
     stand_in = replace(
-        model, network=blank, picture_shape=(1, 1, model.picture_shape[2]), conditions=ConditionSpec()
+        model, network=blank, picture_shape=(1, 1, model.picture_shape[2]), conditions=ConditionSpec(), guide=None
     ).with_sampling(guidance=1.0)
     deque(stand_in.sample_steps([0]), maxlen=0)
     return blank.calls

@@ -22,7 +22,7 @@ from ddpm.engine import Engine
 from ddpm.errors import RunError, SamplingError
 from ddpm.files import write_atomically, write_text
 from ddpm.model import Model
-from ddpm.model_file import ADAPTER_NAME
+from ddpm.model_file import ADAPTER_NAME, MODEL_NAME
 from ddpm.sampling.batches import Conditions, Forecast, forecast, make_pictures
 from ddpm.sampling.films import Film, FilmKind, check_film, save_film
 from ddpm.sampling.labels import grouped, write_labels
@@ -269,12 +269,15 @@ def default_folder(
     stem = "" if file.name == "model.safetensors" else f"{file.stem}-"
     options = "".join(f"-{item.replace('=', '')}" for item in [*sorted(assignments), *asked])
     options = "".join(f"-{_short_name(Path(each.file))}-{each.scale:g}" for each in model.adapters) + options
+    if model.guide is not None:
+        kind = "-".join(str(value) for value in model.guide.as_tree().values())
+        options = f"-{kind}-{_short_name(model.guide.file)}" + options
     safe = "".join(sign if sign.isalnum() or sign in "-._" else "_" for sign in options)
     return file.parent / "samples" / f"{stem}{advice.sampler}-{advice.steps}{safe}-seed{seed}"
 
 
 def _short_name(adapter: Path) -> str:
-    return adapter.absolute().parent.name if adapter.name == ADAPTER_NAME else adapter.stem
+    return adapter.absolute().parent.name if adapter.name in (ADAPTER_NAME, MODEL_NAME) else adapter.stem
 
 
 def difference(first: Path, second: Path) -> float | None:

@@ -15,6 +15,7 @@ from ddpm.conditioning import Asked, asked_of
 from ddpm.engine import Engine
 from ddpm.errors import SamplingError
 from ddpm.files import sha256_of
+from ddpm.guides import Guide, guided_by_classifier, guided_by_worse
 from ddpm.model import Model
 from ddpm.model_file import locate
 from ddpm.version import __version__
@@ -42,6 +43,7 @@ class Recipe:
         adapters: file, sha256 and scale of each adapter that the model carried, files relative as the model's.
         condition: what the picture was asked to be, as `Asked.as_tree` says it; a picture to begin with has its file,
             relative as the model's, and its image_sha256.
+        guide: kind, options, file and sha256 of what guided the model, the file relative as the model's; empty: none.
     """
 
     picture: int
@@ -54,6 +56,7 @@ class Recipe:
     version: str
     adapters: list[dict[str, Any]] = field(default_factory=list)
     condition: dict[str, Any] = field(default_factory=dict)
+    guide: dict[str, Any] = field(default_factory=dict)
 
     def as_text(self) -> str:
         """Return one line of JSON; `read_recipe` inverts it."""
@@ -120,6 +123,24 @@ class Recipe:
             found.append((file, float(tree["scale"])))
         return found
 
+    def guided(self, model: Model, picture: Path) -> Model:
+        """Return the model under what guided it for `picture`.
+
+        Raises:
+            SamplingError: if that is not where the recipe says, is another, or of a kind that is not known.
+        """
+        if not self.guide:
+            return model
+        file = Path(os.path.normpath(picture.absolute().parent / str(self.guide.get("file"))))
+        digest = str(self.guide.get("sha256"))
+        if not file.is_file() or file_sha256(file) != digest:
+            raise SamplingError(
+                f"the guide of '{picture}', of SHA-256 {digest[:12]}..., is not at '{file}'; put it there"
+            )
+        if self.guide.get("kind") == "classifier":
+            return guided_by_classifier(model, file, str(self.guide.get("form")))
+        return guided_by_worse(model, file)
+
     def asked(self, picture: Path) -> Asked:
         """Return what `picture` was asked to be.
 
@@ -162,7 +183,14 @@ def recipe_of(model: Model, file: Path, folder: Path, *, seed: int, engine: Engi
             {"file": _relative(Path(each.file), folder), "sha256": each.sha256, "scale": each.scale}
             for each in model.adapters
         ],
+        guide=_guide_tree(model.guide, folder),
     )
+
+
+def _guide_tree(guide: Guide | None, folder: Path) -> dict[str, Any]:
+    if guide is None:
+        return {}
+    return {**guide.as_tree(), "file": _relative(guide.file, folder), "sha256": guide.sha256}
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -183,7 +211,7 @@ def read_recipe(path: Path) -> Recipe:
         raise SamplingError(f"'{path}' holds no recipe; expected a picture that 'ddpm sample' wrote")
     try:
         tree = json.loads(text)
-        known = {"adapters": [], "condition": {}, **tree}
+        known = {"adapters": [], "condition": {}, "guide": {}, **tree}
         recipe = Recipe(**{name: known[name] for name in Recipe.__slots__})
         numbers = [(getattr(recipe, key), end) for key, end in _WHOLE.items()]
         whole = all(type(number) is int and 0 <= number < end for number, end in numbers)
@@ -191,7 +219,8 @@ def read_recipe(path: Path) -> Recipe:
         named = [text for each in recipe.adapters for text in (each["file"], each["sha256"])]
         texts = all(isinstance(value, str) for value in (recipe.model, recipe.model_sha256, recipe.precision, *named))
         asked_of(recipe.condition)
-        if not (whole and texts and scales and {"sampler", "steps"} <= recipe.sampling.keys()):
+        sampled = {"sampler", "steps"} <= recipe.sampling.keys() and isinstance(recipe.guide, dict)
+        if not (whole and texts and scales and sampled):
             raise TypeError("a value of another kind")
     except (SamplingError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SamplingError(
