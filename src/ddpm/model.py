@@ -33,10 +33,11 @@ from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import ConfigError, ModelFileError, SamplingError, nearest
+from ddpm.files import sha256_of
 from ddpm.guides import Guide
 from ddpm.model_file import read_model_file, write_model_file
 from ddpm.networks import build_network
-from ddpm.prompts import PromptReader
+from ddpm.prompts import ImagePrompt, PromptReader, read_prompt
 from ddpm.sampling_config import SamplingConfig, Variance
 
 OnStep = Callable[[SampleStep], object]
@@ -70,6 +71,7 @@ class Model:
         bare: the model without its adapters; none: it has none.
         prompt_reader: of image prompts, where an image adapter was added.
         guide: a classifier or a worse model that steers the samples; none: conditions alone.
+        prompt: the picture that all others are to be like; none: there is none, or conditions have their own.
     """
 
     network: nn.Module
@@ -86,6 +88,7 @@ class Model:
     bare: Model | None = None
     prompt_reader: PromptReader | None = None
     guide: Guide | None = None
+    prompt: ImagePrompt | None = None
 
     @property
     def device(self) -> torch.device:
@@ -183,6 +186,16 @@ class Model:
             return Condition(prompt=features)
         return replace(condition, prompt=features.expand(len(condition), -1, -1))
 
+    def with_prompt_picture(self, path: str | Path) -> Model:
+        """Return the model with an image prompt for all its pictures, beside whatever else is asked of them.
+
+        Raises:
+            SamplingError: if the model carries no image adapter, or there is no picture that can be read.
+        """
+        features = self.with_prompt(None, read_prompt(Path(path), self)).prompt
+        assert features is not None  # `with_prompt` has put it there
+        return replace(self, prompt=ImagePrompt(str(path), sha256_of(Path(path)), features))
+
     def with_sampling(self, **changes: Any) -> Model:
         """Return the model with some fields of its sampling advice replaced; a value of None changes nothing.
 
@@ -273,7 +286,7 @@ class Model:
         if not self.sampling.is_guided:
             return
         if self.prompt_reader is not None or self.guide is not None:
-            return  # an image adapter is trained with dropped prompts; a guide needs none
+            return  # without a prompt, an image adapter leaves its base as it is; a guide needs no dropout
         if not self.conditions.any:
             raise SamplingError(
                 f"guidance {self.sampling.guidance:g}, but this model was trained without conditions: there is nothing "
@@ -286,6 +299,9 @@ class Model:
             )
 
     def _placed(self, condition: Condition | None, pictures: Sequence[int], seed: int) -> Condition | None:
+        if self.prompt is not None and len(pictures):
+            features = self.prompt.features.expand(len(pictures), -1, -1)
+            condition = Condition(prompt=features) if condition is None else replace(condition, prompt=features)
         if condition is None:
             return self.encode(ask(self.spec, pictures, seed)) if len(pictures) else None
         if not self.spec.any and condition.fields().keys() != {"prompt"}:

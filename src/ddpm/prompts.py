@@ -64,6 +64,21 @@ class PromptEncoder:
 
 
 @dataclass(frozen=True, eq=False)
+class ImagePrompt:
+    """A picture that others are to be like.
+
+    Attributes:
+        file: of the picture.
+        sha256: of the file.
+        features: float32 [1, P', D'], what the network reads of it.
+    """
+
+    file: str
+    sha256: str
+    features: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class PromptReader:
     """An encoder whose features are standardised by those of the training pictures.
 

@@ -65,6 +65,9 @@ def sample(
         UseAppendAction[tuple[str, ...]],
         arg(metavar="FILE[:SCALE]", help="add an adapter of this model, at a scale (1); may be repeated"),
     ] = (),
+    prompt_image: Annotated[
+        Path | None, arg(metavar="PICTURE", help="with an image adapter: make pictures like this one")
+    ] = None,
     set: Annotated[
         UseAppendAction[tuple[str, ...]],
         arg(metavar="KEY=VALUE", help="an option, such as churn=40 of heun, or spacing=karras"),
@@ -106,6 +109,7 @@ def sample(
         guidance_form: of a classifier.
         guide_by: a worse model.
         adapter: files that add to the model.
+        prompt_image: a picture to be like.
         set: options of the sampler.
         seed: of the noise.
         from_: a picture to make again.
@@ -125,10 +129,11 @@ def sample(
     how = How(batch_size=batch_size, precision=precision, out=out, device=device, film=film, format=format)
     if from_ is not None:
         given = (pictures, sampler, steps, set or None, adapter or None, label, numbers or None, text or None, image)
-        if any(value is not None for value in (*given, guidance, classifier, guide_by)):
+        if any(value is not None for value in (*given, guidance, classifier, guide_by, prompt_image)):
             raise SamplingError(
                 "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --label, "
-                "--numbers, --text, --image, --guidance, --classifier, --guide-by, --adapter, --set"
+                "--numbers, --text, --image, --guidance, --classifier, --guide-by, --adapter, "
+                "--prompt-image, --set"
             )
         sample_again(from_, model, how)
         return
@@ -156,6 +161,7 @@ def sample(
         classifier=classifier,
         form=guidance_form,
         worse=guide_by,
+        prompt_image=prompt_image,
     )
     run_job(job, progress=bar, tell=say)
     beside = ", labels.csv and grid.png" if job.asks else " and grid.png"
@@ -188,6 +194,7 @@ def plan(
     classifier: Path | None = None,
     form: str = "score",
     worse: Path | None = None,
+    prompt_image: Path | None = None,
 ) -> Job:
     """Return the job that the options describe; nothing is written yet."""
     from ddpm.adapter import parse_adapter
@@ -203,6 +210,7 @@ def plan(
     loaded = Model.load(file, device=engine.device)
     for text in adapters:
         loaded = loaded.with_adapter(*parse_adapter(text))
+    loaded = loaded if prompt_image is None else loaded.with_prompt_picture(prompt_image)
     model = with_options(loaded, sampler=sampler, steps=steps, assignments=assignments)
     if warning := misuse(loaded, model):
         say(warning)
@@ -210,7 +218,8 @@ def plan(
         model = guided_by_classifier(model, classifier, form)
     if worse is not None:
         model = guided_by_worse(model, worse)
-    asks = wish.asks(model.spec, numbers, seed)
+    alone = prompt_image is not None and not wish.words()  # then nothing else is asked, and nothing drawn
+    asks = [] if alone else wish.asks(model.spec, numbers, seed)
     folder = how.out if how.out is not None else default_folder(file, model, seed, assignments, wish.words())
     return Job(model, file, numbers, seed, engine, folder, how.batch_size, how.format, how.film, asks)
 
@@ -229,6 +238,8 @@ def sample_again(picture: Path, given: Path | None, how: How) -> None:
     model = replace(Model.load(file, device=engine.device), sampling=sampling_of(recipe))
     for adapter, scale in recipe.find_adapters(picture):
         model = model.with_adapter(adapter, scale)
+    prompt = recipe.find_prompt(picture)
+    model = model if prompt is None else model.with_prompt_picture(prompt)
     model = recipe.guided(model, picture)
     folder = how.out if how.out is not None else picture.parent / "again"
     asks = [recipe.asked(picture)] if model.spec.any else []

@@ -269,6 +269,7 @@ def default_folder(
     stem = "" if file.name == "model.safetensors" else f"{file.stem}-"
     options = "".join(f"-{item.replace('=', '')}" for item in [*sorted(assignments), *asked])
     options = "".join(f"-{_short_name(Path(each.file))}-{each.scale:g}" for each in model.adapters) + options
+    options += "" if model.prompt is None else f"-like-{Path(model.prompt.file).stem}"
     if model.guide is not None:
         kind = "-".join(str(value) for value in model.guide.as_tree().values())
         options = f"-{kind}-{_short_name(model.guide.file)}" + options

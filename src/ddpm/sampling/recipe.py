@@ -44,6 +44,7 @@ class Recipe:
         condition: what the picture was asked to be, as `Asked.as_tree` says it; a picture to begin with has its file,
             relative as the model's, and its image_sha256.
         guide: kind, options, file and sha256 of what guided the model, the file relative as the model's; empty: none.
+        prompt: file and sha256 of the image prompt; none: there was none.
     """
 
     picture: int
@@ -57,6 +58,7 @@ class Recipe:
     adapters: list[dict[str, Any]] = field(default_factory=list)
     condition: dict[str, Any] = field(default_factory=dict)
     guide: dict[str, Any] = field(default_factory=dict)
+    prompt: dict[str, str] | None = None
 
     def as_text(self) -> str:
         """Return one line of JSON; `read_recipe` inverts it."""
@@ -113,15 +115,15 @@ class Recipe:
         Raises:
             SamplingError: if one is not where the recipe says, or is another.
         """
-        found = []
-        for tree in self.adapters:
-            file = Path(os.path.normpath(picture.absolute().parent / tree["file"]))
-            if not file.is_file() or file_sha256(file) != tree["sha256"]:
-                raise SamplingError(
-                    f"the adapter of '{picture}', of SHA-256 {tree['sha256'][:12]}..., is not at '{file}'; put it there"
-                )
-            found.append((file, float(tree["scale"])))
-        return found
+        return [(_found(tree, picture, "adapter"), float(tree["scale"])) for tree in self.adapters]
+
+    def find_prompt(self, picture: Path) -> Path | None:
+        """Return the image prompt behind `picture`; none if there was none.
+
+        Raises:
+            SamplingError: if it is not where the recipe says, or is another.
+        """
+        return None if self.prompt is None else _found(self.prompt, picture, "image prompt")
 
     def guided(self, model: Model, picture: Path) -> Model:
         """Return the model under what guided it for `picture`.
@@ -183,6 +185,9 @@ def recipe_of(model: Model, file: Path, folder: Path, *, seed: int, engine: Engi
             {"file": _relative(Path(each.file), folder), "sha256": each.sha256, "scale": each.scale}
             for each in model.adapters
         ],
+        prompt=None
+        if model.prompt is None
+        else {"file": _relative(Path(model.prompt.file), folder), "sha256": model.prompt.sha256},
         guide=_guide_tree(model.guide, folder),
     )
 
@@ -191,6 +196,15 @@ def _guide_tree(guide: Guide | None, folder: Path) -> dict[str, Any]:
     if guide is None:
         return {}
     return {**guide.as_tree(), "file": _relative(guide.file, folder), "sha256": guide.sha256}
+
+
+def _found(tree: dict[str, Any], picture: Path, what: str) -> Path:
+    file = Path(os.path.normpath(picture.absolute().parent / tree["file"]))
+    if not file.is_file() or file_sha256(file) != tree["sha256"]:
+        raise SamplingError(
+            f"the {what} of '{picture}', of SHA-256 {tree['sha256'][:12]}..., is not at '{file}'; put it there"
+        )
+    return file
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -211,12 +225,13 @@ def read_recipe(path: Path) -> Recipe:
         raise SamplingError(f"'{path}' holds no recipe; expected a picture that 'ddpm sample' wrote")
     try:
         tree = json.loads(text)
-        known = {"adapters": [], "condition": {}, "guide": {}, **tree}
+        known = {"adapters": [], "condition": {}, "guide": {}, "prompt": None, **tree}
         recipe = Recipe(**{name: known[name] for name in Recipe.__slots__})
         numbers = [(getattr(recipe, key), end) for key, end in _WHOLE.items()]
         whole = all(type(number) is int and 0 <= number < end for number, end in numbers)
         scales = all(math.isfinite(each["scale"]) for each in recipe.adapters)
-        named = [text for each in recipe.adapters for text in (each["file"], each["sha256"])]
+        others = [*recipe.adapters, *([] if recipe.prompt is None else [recipe.prompt])]
+        named = [text for each in others for text in (each["file"], each["sha256"])]
         texts = all(isinstance(value, str) for value in (recipe.model, recipe.model_sha256, recipe.precision, *named))
         asked_of(recipe.condition)
         sampled = {"sampler", "steps"} <= recipe.sampling.keys() and isinstance(recipe.guide, dict)
