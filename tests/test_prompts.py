@@ -211,7 +211,7 @@ def test_a_base_of_points_is_refused(tmp_path: Path) -> None:
 
 def test_a_classifier_reads_prompts(base: Path, tmp_path: Path) -> None:
     file = tmp_path / "classifier.safetensors"
-    main(["train-classifier", "digits", "--steps", "2", "--batch-size", "8", "--out", str(file)])
+    main(["train-classifier", "digits", "--steps", "2", "--set", "training.batch_size=8", "--out", str(file)])
     plan = image_plan(base, tmp_path / "x", encoder=str(file), steps=2)
     assert (plan.config.image_adapter.given, plan.config.image_adapter.tokens) == (1, 4)
     list(run(plan))

@@ -15,11 +15,15 @@ from PIL import Image
 import ddpm
 import ddpm.training.evaluate
 from ddpm.cli.main import main
-from ddpm.config import merge
+from ddpm.conditions import Condition
+from ddpm.config import NetworkConfig, merge
 from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, DdpmError, ModelFileError, RunError
 from ddpm.files import sha256_of
 from ddpm.model import Model
+from ddpm.networks.carry import carry_weights
+from ddpm.networks.text import TextInput
+from ddpm.networks.unet import build_unet
 from ddpm.training.fine_tune import FineTuningPlan, make_fine_tuning_plan
 from ddpm.training.run import run
 from tiny_runs import differing, metric_lines, train_all
@@ -179,6 +183,44 @@ def test_a_model_without_a_record_is_a_base_too(base: Path, tmp_path: Path) -> N
     plan = plan_from(tmp_path / "bare.safetensors", tmp_path / "on", steps=1)
     list(run(plan))
     assert torch.equal(Model.load(tmp_path / "on").schedule.betas, bare.schedule.betas)
+
+
+def test_new_conditions_begin_with_no_effect_and_are_learned(base: Path, tmp_path: Path) -> None:
+    plan = plan_from(base, tmp_path / "on", learning_rate=0.02, conditions={"label": True, "dropout": 0.1})
+    engine = choose_engine("cpu", "float32")
+    network, _ = plan.start(engine)
+    x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 40.0])
+    before = engine.place(Model.load(base).network)(x_t, t)
+    for label in ([-1, -1], [2, 9]):
+        assert torch.equal(network(x_t, t, Condition(label=torch.tensor(label))), before)
+    list(run(plan))
+    tuned = Model.load(tmp_path / "on")
+    assert len(tuned.conditions.classes) == 10
+    two, three = (tuned.network(x_t, t, Condition(label=torch.tensor([n, n]))) for n in (2, 3))
+    assert not torch.equal(two, three)
+    with pytest.raises(ConfigError, match=r"conditions\.label: True -> False: it comes from the base"):
+        plan_from(tmp_path / "on", tmp_path / "more", conditions={"label": False})
+    with pytest.raises(ConfigError, match="has no place for them"):
+        plan_from(base, tmp_path / "more", conditions={"label": True}, lora={"rank": 2})
+
+
+def test_a_paired_picture_and_numbers_begin_with_no_effect() -> None:
+    plain, text = NetworkConfig(base_channels=8, channel_multipliers=(1, 2), num_groups=4), TextInput(10, vocabulary=9)
+    torch.manual_seed(0)
+    source = build_unet(plain, 3)
+    for weight in source.parameters():
+        weight.data = 0.3 * torch.randn(weight.shape)
+    target = build_unet(plain, 3, num_numbers=2, picture_channels=4, text=text)
+    carry_weights(source, target)
+    x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 40.0])
+    condition = Condition(
+        numbers=torch.randn(2, 2), picture=torch.randn(2, 4, 8, 8), tokens=torch.tensor([[1, 2], [3, 0]])
+    )
+    torch.testing.assert_close(target(x_t, t, condition), source(x_t, t), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match="has no place in the new network"):
+        carry_weights(target, build_unet(plain, 3, picture_channels=4))
+    with pytest.raises(ConfigError, match="is expected"):
+        carry_weights(source, build_unet(plain.model_copy(update={"base_channels": 16}), 3))
 
 
 def test_the_command_and_the_call(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from ddpm.adapter import Adapter, AdapterKind, weights_sha256
 from ddpm.adapter_config import FineTuningConfig
 from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
-from ddpm.data_conditions import conditions_of
+from ddpm.data_conditions import DataConditions, conditions_of, declare
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.engine import choose_engine
@@ -28,6 +28,7 @@ from ddpm.errors import ConfigError, DataError, ModelFileError
 from ddpm.files import sha256_of
 from ddpm.model import Model
 from ddpm.model_file import ADAPTER_NAME, MODEL_NAME, locate
+from ddpm.networks.carry import carry_weights
 from ddpm.networks.lora import add_low_rank, low_rank_tensors
 from ddpm.section import Section
 from ddpm.training.checkpoint import read_notes
@@ -61,7 +62,7 @@ class FineTuningPlan(Plan):
     def first_network(self) -> nn.Module:
         """Return a network with the base's weights."""
         network = super().first_network()
-        network.load_state_dict(self.base.network.state_dict(), strict=True)
+        carry_weights(self.base.network, network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(stream(self.config.seed, "adapter").integers(2**63)))
             self.add_adapter(network)
@@ -142,7 +143,8 @@ def make_fine_tuning_plan(
 ) -> FineTuningPlan:
     """Open base and data, and decide everything about the run; nothing is written but the data cache.
 
-    Network, schedule, parameterization and variance are the base's. Unless overridden, pictures are read as the base's
+    Network, schedule, parameterization and variance are the base's; so are its conditions, where it has some. New ones
+    begin with no effect. Unless overridden, pictures are read as the base's
     were, and at its size; the learning rate is a quarter of the base's and falls to zero.
 
     Args:
@@ -168,13 +170,13 @@ def make_fine_tuning_plan(
     if resumed is not None:
         config, base = from_tree(merge(resumed, asked)), Model.load(folder.model)
         store = open_store(data, config.data, cache_dir=cache_dir, progress=progress)
-        conditions = conditions_of(store, base.conditions, config.conditions, config.data, cache_dir=cache_dir)
+        conditions = _conditions(store, base, config, cache_dir)
         return FineTuningPlan(config, FROM_BASE, store, folder.path, conditions, base)
     file = locate(Path(init))
     base = Model.load(file)
     tree = {**base_tree(file, base), "fine_tuning": {"base": str(file), "base_sha256": sha256_of(file)}}
     config = from_tree(merge(tree, asked))
-    _refuse_conflicts(tree, config, file)
+    _refuse_conflicts(tree, config, file, base)
     choose_engine(config.training.device, config.training.precision)
     folder.check_usable()
     store = open_store(data, config.data, cache_dir=cache_dir, progress=progress)
@@ -184,10 +186,19 @@ def make_fine_tuning_plan(
     adapter = adapter or bool(config.lora.rank)
     if adapter and (height, width) != base.picture_shape[:2]:
         raise ConfigError(f"size {height}x{width}; an adapter is for pictures of its base's size, leave --size out")
+    if adapter and config.conditions.any and not base.conditions.any:
+        raise ConfigError("conditions that the base does not have; an adapter has no place for them, leave them out")
     chosen = {"training": gentle_training(base, len(store.train), asked.get("training", {}), adapter=adapter)}
     config = from_tree(merge(merge(merge(tree, chosen), asked), resolved))
-    conditions = conditions_of(store, base.conditions, config.conditions, config.data, cache_dir=cache_dir)
+    conditions = _conditions(store, base, config, cache_dir)
     return FineTuningPlan(config, FROM_BASE, store, folder.path, conditions, base)
+
+
+def _conditions(store: Store, base: Model, config: Config, cache_dir: Path | None) -> DataConditions | None:
+    """Return the base's conditions, as these data have them; of a base without any, what is asked for."""
+    if base.conditions.any:
+        return conditions_of(store, base.conditions, config.conditions, config.data, cache_dir=cache_dir)
+    return declare(store, config.conditions, config.data, cache_dir=cache_dir)
 
 
 def base_tree(file: Path, base: Model) -> dict[str, Any]:
@@ -264,13 +275,11 @@ def _without_base(init: Path, folder: RunFolder) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_conflicts(tree: Mapping[str, Any], config: Config, file: Path) -> None:
+def _refuse_conflicts(tree: Mapping[str, Any], config: Config, file: Path, base: Model) -> None:
     for line in difference(to_tree(from_tree(tree)), to_tree(config)):
         key = line.split(":", 1)[0]
-        fixed = key.startswith(("schedule.", "network.", "conditions.")) or key in (
-            "objective.parameterization",
-            "objective.variance",
-        )
+        parts = ("schedule.", "network.", "conditions.") if base.conditions.any else ("schedule.", "network.")
+        fixed = key.startswith(parts) or key in ("objective.parameterization", "objective.variance")
         if fixed and key not in _FREE:
             raise ConfigError(
                 f"{line}: it comes from the base, '{file}', whose weights fit nothing else; leave it out, or train "
