@@ -15,6 +15,7 @@ from PIL import Image
 import ddpm.training.evaluate
 from ddpm.adapter import Adapter
 from ddpm.cli.main import main
+from ddpm.conditioning import ask
 from ddpm.conditions import Condition
 from ddpm.data import open_store
 from ddpm.data.progress import silent
@@ -86,7 +87,7 @@ def last_x(model: Model, condition: Condition | None = None) -> torch.Tensor:
 
 def test_scale_0_leaves_the_base_bit_for_bit(base: Path, adapter: Path, picture: Path) -> None:
     plain = Model.load(base)
-    own = plain.condition_of(range(2))
+    own = plain.encode(ask(plain.conditions, range(2), 0))
     silent_one = plain.with_adapter(adapter, 0.0)
     given = np.repeat(read_prompt(picture, plain), 2, axis=0)
     prompted = silent_one.with_prompt(own, given)
