@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.codec import PixelCodec
+from ddpm.codec import Codec, PixelCodec
 from ddpm.conditioning import standardised
 from ddpm.conditions import Condition
 from ddpm.conditions_config import ConditionsConfig, ConditionSpec, NumberColumn, PairedPicture, TextSpec
@@ -19,12 +21,16 @@ from ddpm.config import DataConfig
 from ddpm.data import ProgressFactory, Store, open_store
 from ddpm.data.cache import cache_root
 from ddpm.data.progress import silent
+from ddpm.diffusion.noise import stream
 from ddpm.errors import ConfigError, DataError, nearest
 from ddpm.paired import derived, random_holes, with_place
 from ddpm.text.encoding import CaptionTokens, caption_tokens, text_spec
 
 MOST_EXAMPLES = 1000
 """Rows of the training data that a model with numbers keeps, to draw conditions from."""
+
+_IMBALANCED = 3
+"""How many times the pictures of the smallest class the largest has, from which on it is said."""
 
 _PAIRED_FOLDERS = ("targets", "inputs")
 
@@ -96,6 +102,12 @@ class DataConditions:
         tokens = None if self.texts is None else self.texts.of(rows)
         return Condition(label=label, numbers=numbers, picture=picture, tokens=tokens)
 
+    def drawn(self, store: Store, codec: Codec, pictures: Sequence[int], seed: int) -> Condition:
+        """Return the conditions of training rows that are drawn by (seed, number) for pictures of these numbers."""
+        places = [int(stream(seed, "row", int(i)).integers(len(store.train))) for i in pictures]
+        rows = store.train[places]
+        return self.of(rows, codec.encode(store.pictures[rows]), seed=seed, pictures=pictures)
+
 
 def declare(
     store: Store,
@@ -158,6 +170,14 @@ def conditions_of(
     pairs = _open_pairs(store, config, data, cache_dir, progress) if paired else None
     texts = None if spec.text is None else _texts(store, spec.text, cache_dir, progress)
     return _with_rows(store, spec.classes, spec.numbers, spec.picture, spec.text, spec.dropout, pairs, texts)
+
+
+def conditions_for(store: Store, spec: ConditionSpec, provenance: Mapping[str, Any]) -> DataConditions | None:
+    """Return the conditions of data as a model knows them, from what its file says of its training."""
+    tree = provenance.get("config", {})
+    config = ConditionsConfig.model_validate_json(json.dumps(tree.get("conditions", {})))
+    data = DataConfig.model_validate_json(json.dumps(tree.get("data", {})))
+    return conditions_of(store, spec, config, data)
 
 
 def _with_rows(
@@ -336,3 +356,26 @@ def _matched(store: Store, other: Store) -> Pairs:
 
 def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
+
+
+def told_of_conditions(store: Store, conditions: DataConditions | None, *, balanced: bool) -> list[str]:
+    """Return what a user should know of the conditions of a run, in lines.
+
+    Args:
+        store: the data.
+        conditions: of the run; None: there are none.
+        balanced: whether every class is trained on equally often.
+    """
+    if conditions is None:
+        unused = len(store.classes) > 1 and store.labels is not None
+        return [f"{len(store.classes)} classes are known and not used; --condition label trains on them"] * unused
+    spec, lines = conditions.spec, conditions.spec.words()
+    if not spec.classes:
+        return lines
+    order = np.argsort(spec.class_counts)
+    small, large = int(order[0]), int(order[-1])
+    counts = [f"'{spec.classes[k]}' {spec.class_counts[k]:,}" for k in (small, large)]
+    if spec.class_counts[large] >= _IMBALANCED * spec.class_counts[small]:
+        advice = "each is trained on equally often" if balanced else "--set conditions.balanced=true evens them out"
+        lines.append(f"classes are of very different size, from {counts[0]} to {counts[1]} training pictures; {advice}")
+    return lines

@@ -24,6 +24,7 @@ def evaluate(
     size: int | tuple[int, int] | None = None,
     sampler: str | None = None,
     steps: int | None = None,
+    guidance: float | None = None,
     seed: int = 0,
     processes: int = 1,
     device: str = "auto",
@@ -35,13 +36,14 @@ def evaluate(
     Args:
         subject: a model, its file, its run folder; or any pictures that `open_store` reads.
         data: what to compare with; none: what the model was trained on.
-        metrics: groups of scores: "kid", "fid", "sfid", "is", "prdc", "memorization", "colour", "pixels", "bits",
-            "ode", or "all"; none: those that the data allow.
+        metrics: groups of scores: "kid", "fid", "sfid", "is", "prdc", "agreement", "memorization", "colour", "pixels",
+            "bits", "ode", or "all"; none: those that the data allow.
         n: how many samples, or of the pictures, evenly spread; none: 1,000 of small pictures, 2,048 of others, or all.
         features: an extractor's name or file; none: "pixels" for small pictures, "inception" for others.
         size: side, or (height, width), at which the data are read, for pictures that a model has made of them.
         sampler: of the model; none: its recommendation.
         steps: of the sampler; none: the model's recommendation.
+        guidance: scale of classifier-free guidance; none: the model's recommendation.
         seed: of the samples and of random subsets.
         processes: how many share the work; the result is the same. With more than one, a script needs the usual
             ``if __name__ == "__main__":``.
@@ -60,6 +62,7 @@ def evaluate(
         size=(size, size) if isinstance(size, int) else size,
         sampler=sampler,
         steps=steps,
+        guidance=guidance,
         seed=seed,
         processes=processes,
         device=device,

@@ -28,7 +28,8 @@ def evaluate(
         str | None,
         arg(
             metavar="LIST",
-            help="kid,fid,sfid,is,prdc,memorization,colour,pixels,bits,ode or all; by default what the data allow",
+            help="kid,fid,sfid,is,prdc,agreement,memorization,colour,pixels,bits,ode or all; by default what the data "
+            "allow",
         ),
     ] = None,
     number: Annotated[
@@ -50,6 +51,9 @@ def evaluate(
         str | None, arg(metavar="NAME", help="as for `ddpm sample`; by default what the model recommends")
     ] = None,
     steps: Annotated[int | None, arg(metavar="N", help="sampling steps; by default what the model recommends")] = None,
+    guidance: Annotated[
+        float | None, arg(metavar="SCALE", help="of classifier-free guidance; by default what the model recommends")
+    ] = None,
     seed: Annotated[int, arg(metavar="S", help="decides the samples")] = 0,
     processes: Annotated[int, arg(metavar="P", help="how many share the work; the result is the same")] = 1,
     device: Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")] = "auto",
@@ -79,6 +83,7 @@ def evaluate(
         size: of the data.
         sampler: its name.
         steps: of the sampler.
+        guidance: of the sampler, its scale.
         seed: of the noise.
         processes: of the work.
         device: where to compute.
@@ -103,6 +108,7 @@ def evaluate(
         size=None if sides is None else (sides[0], sides[1]),
         sampler=sampler,
         steps=steps,
+        guidance=guidance,
         seed=seed,
         processes=processes,
         device=device,

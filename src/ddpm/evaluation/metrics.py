@@ -166,7 +166,7 @@ FEATURE_METRICS: dict[str, FeatureMetric] = {
 LIKELIHOODS = ("bits", "ode")
 """Scores of a model itself, for which nothing is sampled."""
 
-OTHER_METRICS = ("memorization", "colour", "pixels", *LIKELIHOODS)
+OTHER_METRICS = ("agreement", "memorization", "colour", "pixels", *LIKELIHOODS)
 """Scores that are made of more than features."""
 
 METRICS = (*FEATURE_METRICS, *OTHER_METRICS)

@@ -26,6 +26,7 @@ class Request:
     size: tuple[int, int] | None = None
     sampler: str | None = None
     steps: int | None = None
+    guidance: float | None = None
     seed: int = 0
     processes: int = 1
     device: str = "auto"
@@ -72,7 +73,7 @@ def _open_model(subject: Model | str | Path, request: Request, progress: Progres
     if request.size is not None:
         raise ConfigError("--size is for pictures: a model says itself at which size its data are read")
     loaded = subject if isinstance(subject, Model) else Model.load(subject)
-    model = loaded.with_sampling(sampler=request.sampler, steps=request.steps)
+    model = loaded.with_sampling(sampler=request.sampler, steps=request.steps, guidance=request.guidance)
     provenance = model.provenance
     name = "the model" if isinstance(subject, Model) else f"'{subject}'"
     if "config" not in provenance or (request.data is None and "data" not in provenance):
@@ -87,6 +88,7 @@ def _open_model(subject: Model | str | Path, request: Request, progress: Progres
             f"{model.codec.levels} in {model.codec.value_range}; expected the same"
         )
     _refuse_other_shape(name, model.picture_shape, store)
+    _refuse_processes(model, request)
     same = store.fingerprint == provenance.get("data_fingerprint")
     sampling = model.sampling.as_tree()
     recipe = {
@@ -107,6 +109,11 @@ def _open_model(subject: Model | str | Path, request: Request, progress: Progres
     return Subject(words, model, store, None, recipe, notes, places)
 
 
+def _refuse_processes(model: Model, request: Request) -> None:
+    if model.conditions.picture is not None and request.processes > 1:
+        raise ConfigError("a model that makes pictures from pictures is sampled by one process; use --processes 1")
+
+
 def looks_like_model(path: Path) -> bool:
     """Whether a path is meant to be a model: a file of weights, or a run folder, even one that has no model yet."""
     if path.is_dir():
@@ -116,7 +123,7 @@ def looks_like_model(path: Path) -> bool:
 
 def _open_pictures(subject: Model | str | Path, request: Request, progress: ProgressFactory | None) -> Subject:
     assert not isinstance(subject, Model)  # that is one
-    given = {"sampler": request.sampler, "steps": request.steps}
+    given = {"sampler": request.sampler, "steps": request.steps, "guidance": request.guidance}
     if asked := [f"--{name}" for name, value in given.items() if value is not None]:
         raise ConfigError(f"{' and '.join(asked)} with pictures '{subject}'; only a model is sampled")
     pictures = open_store(subject, DataConfig(), progress=progress)

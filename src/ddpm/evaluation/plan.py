@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddpm.conditions import Condition
 from ddpm.data import ProgressFactory, Store
+from ddpm.data_conditions import conditions_for
 from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, DdpmError
 from ddpm.evaluation.extractors.features import Extractor, load_extractor
+from ddpm.evaluation.extractors.trained_classifier import ClassifierExtractor
 from ddpm.evaluation.metrics import FEATURE_METRICS, LIKELIHOODS, METRICS, SEED, parse_metrics
 from ddpm.evaluation.opening import Request, Subject, open_subject
 from ddpm.evaluation.scores.pixel_scores import LEAST as PIXELS_LEAST
@@ -51,6 +54,7 @@ class Plan:
         notes: what the reader must know.
         processes: how many share the work.
         is_demand: whether a score that turns out not to be had is an error.
+        classes: of the classifier that gives the features; empty where none does.
     """
 
     title: str
@@ -66,6 +70,7 @@ class Plan:
     notes: tuple[str, ...]
     processes: int
     is_demand: bool
+    classes: tuple[str, ...] = ()
 
     @property
     def needs_samples(self) -> bool:
@@ -133,6 +138,7 @@ def make_plan(subject: Model | str | Path, request: Request, *, progress: Progre
         notes=opened.notes,
         processes=request.processes,
         is_demand=_is_demand(wanted),
+        classes=classes_of(extractor),
     )
 
 
@@ -193,12 +199,22 @@ def _source(opened: Subject, request: Request, precision: str, count: int) -> Pi
             fingerprint=opened.recipe["model_fingerprint"],
             seed=request.seed,
             precision=precision,
+            conditions=drawn_conditions(opened.model, opened.store, request.seed),
         )
     assert opened.pictures is not None
     place = opened.places["pictures"]
     rows = spread(np.arange(len(opened.pictures), dtype=np.int64), count)
     store = place if elsewhere and isinstance(place, Place) else opened.pictures
     return Stored(store, opened.pictures.fingerprint, rows, scale_of(opened.store))
+
+
+def drawn_conditions(model: Model, store: Store, seed: int) -> Callable[[Sequence[int]], Condition] | None:
+    """Return conditions drawn from the training split, for a model that makes pictures from pictures; else None."""
+    if model.conditions.picture is None:
+        return None
+    rows = conditions_for(store, model.conditions, model.provenance)
+    assert rows is not None  # the model has conditions
+    return lambda numbers: rows.drawn(store, model.codec, numbers, seed)
 
 
 def is_small(store: Store) -> bool:
@@ -223,7 +239,7 @@ class _Offer:
 
 def _offer(request: Request, wanted: tuple[str, ...] | None, store: Store, device: str) -> _Offer:
     """Load what makes features, and try it on two pictures of the data, so that it fails before the work begins."""
-    of_features = [name for name in wanted or METRICS if name in FEATURE_METRICS]
+    of_features = [name for name in wanted or METRICS if name in FEATURE_METRICS or name == "agreement"]
     if not of_features and "memorization" not in (wanted or METRICS):
         return _Offer()
     must_be = request.features is not None or (_is_demand(wanted) and bool(of_features))
@@ -258,8 +274,11 @@ def _metrics(
         raise DataError("; ".join(f"no {name} here: {why}" for name, why in missing.items()))
     if len(missing) == len(asked):
         raise DataError(f"no score is to be had here: {'; '.join(dict.fromkeys(missing.values()))}")
-    if wanted is None and not is_small(opened.store):
-        missing.pop("pixels")  # which nobody would expect
+    if wanted is None:  # what nobody would expect
+        if not is_small(opened.store):
+            missing.pop("pixels")
+        if opened.model is None or not opened.model.conditions.classes:
+            missing.pop("agreement")
     return tuple(name for name in asked if not obstacles[name]), missing
 
 
@@ -271,6 +290,8 @@ def _obstacle(name: str, opened: Subject, offer: _Offer, count: int) -> str:
         return offer.reason
     if metric is not None and metric.needs not in offer.parts:
         return f"the extractor gives no {metric.needs} features; use another --features, such as inception"
+    if name == "agreement":
+        return _no_agreement(opened, offer)
     if name == "colour" and opened.store.is_points:
         return "points have no colours"
     if name in LIKELIHOODS and opened.model is None:
@@ -285,6 +306,23 @@ def _obstacle(name: str, opened: Subject, offer: _Offer, count: int) -> str:
         return f"scores over raw pixels mean something up to {MAX_DIMENSIONS:,} values a picture"
     if name == "pixels" and len(opened.store.held_out) < least:
         return f"{len(opened.store.held_out)} held-out pictures; it needs at least {least}"
+    return ""
+
+
+def classes_of(extractor: Extractor | None) -> tuple[str, ...]:
+    """Return the classes of a classifier that gives features; of any other extractor none."""
+    return extractor.classes if isinstance(extractor, ClassifierExtractor) else ()
+
+
+def _no_agreement(opened: Subject, offer: _Offer) -> str:
+    """Return why no classifier can say whether samples show the classes that were asked for, or an empty string."""
+    if opened.model is None or not opened.model.conditions.classes:
+        return "it is of the classes that samples are asked to show, of a model with labels"
+    classes = classes_of(offer.extractor)
+    if not classes:
+        return "the features are not of a classifier; train one with `ddpm train-classifier`, and give it as --features"
+    if unknown := [name for name in opened.model.conditions.classes if name not in classes]:
+        return f"the classifier does not know the class '{unknown[0]}'"
     return ""
 
 

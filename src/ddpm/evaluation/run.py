@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codec import Pictures
+from ddpm.conditioning import draw
 from ddpm.data import ProgressFactory
 from ddpm.data.progress import silent
 from ddpm.errors import DataError
@@ -19,6 +20,7 @@ from ddpm.evaluation.metrics import FEATURE_METRICS, HEADLINE, Evidence, Score, 
 from ddpm.evaluation.plan import Plan
 from ddpm.evaluation.report.exhibits import Exhibits
 from ddpm.evaluation.report.report import Report
+from ddpm.evaluation.scores.agreement import Agreement, agreement
 from ddpm.evaluation.scores.colour import ColourDrift, colour_drift
 from ddpm.evaluation.scores.pixel_scores import PixelScores, pixel_scores
 from ddpm.evaluation.scores.spread import spread
@@ -26,6 +28,7 @@ from ddpm.evaluation.shards import Job, KeptRows, clean, digest
 from ddpm.evaluation.workers import run_jobs
 from ddpm.model import Model
 
+_WORST = 3  # classes that a note names
 _MOST_VALUES = 2**28  # of pictures in memory at once, a side
 
 
@@ -66,6 +69,7 @@ class _Scoring:
     def report(self) -> Report:
         """Compute every group of scores in the order of the report; one that has no value is left out, with why."""
         others: Mapping[str, Callable[[Evidence | None], None]] = {
+            "agreement": self._agreement,
             "memorization": self._memorization,
             "colour": self._colour,
             "pixels": self._pixels,
@@ -102,6 +106,35 @@ class _Scoring:
         if plan.samples.extractor is None:
             return None
         return Evidence(plan.samples.features(), plan.train.features(), plan.held_out.features())
+
+    def _agreement(self, evidence: Evidence | None) -> None:
+        plan, classes = self.plan, self.plan.classes
+        assert evidence is not None  # no plan has it without a classifier
+        asks = ask_again(self._model(), plan.count, plan.recipe["samples"]["seed"])
+        asked = np.asarray([classes.index(name) for name in asks], dtype=np.int64)
+        found = agreement(evidence.samples["probabilities"], asked, classes)
+        labels, names = plan.store.labels, plan.store.classes
+        floor: Agreement | None = None
+        if labels is not None and set(names) <= set(classes):
+            real = np.asarray([classes.index(names[label]) for label in labels[plan.store.held_out]], dtype=np.int64)
+            floor = agreement(evidence.held_out["probabilities"], real, classes)
+        self.scores.append(
+            Score(
+                name="agreement",
+                label="classifier agrees with the label",
+                value=found.share.value,
+                n=plan.count,
+                meaning="share of samples; higher is better",
+                error=found.share.error,
+                floor=floor.share.value if floor else None,
+                floor_error=floor.share.error if floor else None,
+                floor_n=len(plan.store.held_out) if floor else None,
+            )
+        )
+        self.details["agreement"] = found.as_tree()
+        worst = sorted(found.by_class.items(), key=lambda item: item[1][0])[:_WORST]
+        told = ", ".join(f"'{name}' {share:.1%} of {count:,}" for name, (share, count) in worst)
+        self.notes.append(f"the classifier agrees least with the labels {told}")
 
     def _memorization(self, evidence: Evidence | None) -> None:
         plan = self.plan
@@ -160,6 +193,11 @@ class _Scoring:
 
     def _unseen(self) -> int:
         return min(self.plan.count, len(self.plan.store.held_out))
+
+
+def ask_again(model: Model, count: int, seed: int) -> list[str]:
+    """Return the class of each sample that a model has drawn for itself."""
+    return [each.label for each in draw(model.conditions, range(count), seed) if each.label is not None]
 
 
 def _order(plan: Plan) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm.codec import Pictures
+from ddpm.conditions import Condition
 from ddpm.config import DataConfig
 from ddpm.data import Store, open_store
 from ddpm.errors import SamplingError
@@ -52,6 +53,7 @@ class Sampled:
         fingerprint: of the model, `model_fingerprint`.
         seed: of the noise.
         precision: "float32" or "bfloat16", of convolutions and matrix products.
+        conditions: numbers of pictures -> their conditions, where the model cannot draw them itself.
     """
 
     model: Model | Path
@@ -59,6 +61,7 @@ class Sampled:
     fingerprint: str
     seed: int
     precision: str
+    conditions: Callable[[Sequence[int]], Condition] | None = None
 
     def key(self) -> dict[str, Any]:
         """Return model, sampling advice, seed and precision."""
@@ -78,16 +81,20 @@ class Sampled:
             size = max(1, _VALUES_A_BATCH // math.prod(model.picture_shape))
             batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
             with _autocast(device, self.precision):
-                return np.concatenate([_sample(model, batch, self.seed, tick) for batch in batches])
+                return np.concatenate([self._sample(model, batch, tick) for batch in batches])
 
         return read
 
+    def _sample(self, model: Model, numbers: range, tick: Tick) -> Pictures:
+        condition = None if self.conditions is None else self.conditions(numbers)
+        x_0: torch.Tensor | None = None
+        for step in model.sample_steps(numbers, seed=self.seed, condition=condition):
+            x_0 = step.x
+            tick(len(numbers) / model.sampling.steps)
+        return _decoded(model, numbers, x_0)
 
-def _sample(model: Model, numbers: range, seed: int, tick: Tick) -> Pictures:
-    x_0: torch.Tensor | None = None
-    for step in model.sample_steps(numbers, seed=seed):
-        x_0 = step.x
-        tick(len(numbers) / model.sampling.steps)
+
+def _decoded(model: Model, numbers: range, x_0: torch.Tensor | None) -> Pictures:
     assert x_0 is not None  # every sampler makes at least one step
     broken = ~x_0.isfinite().flatten(1).all(1)
     if bool(broken.any()):
@@ -112,6 +119,7 @@ def model_fingerprint(model: Model) -> str:
         model.parameterization,
         [model.codec.levels, list(model.codec.value_range), model.codec.dtype],
         list(model.picture_shape),
+        *([json.loads(model.conditions.model_dump_json())] if model.conditions.any else []),
     ]
     digest.update(json.dumps(about, sort_keys=True).encode())
     tensors = {**model.network.state_dict(), "schedule.betas": model.schedule.betas}

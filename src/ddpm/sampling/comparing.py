@@ -12,6 +12,7 @@ from ddpm.data.progress import ProgressFactory
 from ddpm.engine import choose_engine
 from ddpm.errors import DataError, ModelFileError, RunError, SamplingError
 from ddpm.evaluation.extractors.features import load_extractor
+from ddpm.evaluation.plan import drawn_conditions
 from ddpm.model import Model
 from ddpm.model_file import locate
 from ddpm.sampling.frechet_score import FrechetScore
@@ -75,7 +76,9 @@ def plan_comparison(
     read_cells(results, conditions)
     if not os.access(results.parent, os.W_OK | os.X_OK):
         raise RunError(f"cannot write '{results}': its folder is missing or read-only; use another --json")
-    return Comparison(models, conditions, count, seed, engine, FrechetScore(store, count, extractor), results)
+    score = FrechetScore(store, count, extractor)
+    drawn = drawn_conditions(model, store, seed)
+    return Comparison(models, conditions, count, seed, engine, score, results, drawn)
 
 
 def _usual_samplers(model: Model) -> tuple[str, ...]:

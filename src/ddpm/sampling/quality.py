@@ -18,7 +18,7 @@ from ddpm.engine import Engine
 from ddpm.errors import RunError, SamplingError
 from ddpm.files import write_atomically, write_text
 from ddpm.model import Model
-from ddpm.sampling.batches import forecast, make_pictures
+from ddpm.sampling.batches import Conditions, forecast, make_pictures
 
 
 class Score(Protocol):
@@ -72,6 +72,7 @@ class Comparison:
         engine: in which precision.
         score: the distance.
         file: of the results, JSON.
+        drawn: conditions of the pictures, where the models cannot draw them themselves.
     """
 
     models: Sequence[Model]
@@ -81,6 +82,7 @@ class Comparison:
     engine: Engine
     score: Score
     file: Path
+    drawn: Conditions | None = None
 
 
 def compare(comparison: Comparison, *, progress: ProgressFactory, tell: Callable[[str], object]) -> Iterator[Cell]:
@@ -123,6 +125,7 @@ def measure(comparison: Comparison, model: Model, progress: ProgressFactory) -> 
                 seed=comparison.seed,
                 engine=engine,
                 batch_size=ahead.batch_size,
+                conditions=comparison.drawn,
                 on_step=lambda batch, step: shown.update(1),
             ):
                 made.append(pictures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
+from ddpm.data_conditions import told_of_conditions
 from ddpm.terminal import in_bytes, interval, say
 from ddpm.training.events import Evaluated, Event, Finished, Notice, Previewed, Saved, Scored, Started
 from ddpm.training.loop import StepReport
@@ -69,6 +70,8 @@ class Display:
             f"{len(store.held_out):,} held out; network of {event.num_parameters / 1e6:.2f} M parameters{part}; "
             f"{event.num_steps:,} steps on {engine.device} in {engine.precision}"
         )
+        for line in told_of_conditions(store, self._plan.conditions, balanced=self._plan.config.conditions.balanced):
+            say(line)
         self._bar = tqdm(
             total=event.num_steps,
             initial=event.step,

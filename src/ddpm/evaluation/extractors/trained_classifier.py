@@ -28,6 +28,11 @@ class ClassifierExtractor:
         self._device = device
         self._classifier = Classifier.load(place).to(device)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities."""
+        return tuple(self._classifier.classes)
+
     def recipe(self) -> dict[str, Any]:
         """Return what another must know to get the same features."""
         return {

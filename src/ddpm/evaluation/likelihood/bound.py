@@ -126,7 +126,7 @@ def _rows(
     repeats = []
     for draw in range(draws):
         terms = level_terms(
-            model.denoiser(clip=model.sampling.clip),
+            unseen.denoiser(numbers, clip=model.sampling.clip),
             model.schedule,
             x_0,
             noise,

@@ -134,7 +134,7 @@ def _bits(
         width = 2 / (model.codec.levels - 1)
         x_0, log_width = x_0 + width * _uniform(unseen, numbers).to(x_0), dimensions * math.log(width)
     likelihood = ode_log_likelihood(
-        model.denoiser(clip=clip),
+        unseen.denoiser(numbers, clip=clip),
         model.schedule,
         x_0,
         unseen.noise(numbers),

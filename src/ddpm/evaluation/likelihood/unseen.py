@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.codec import Pictures
+from ddpm.conditions import Condition
 from ddpm.data import Store
+from ddpm.data_conditions import DataConditions, conditions_for
+from ddpm.diffusion.denoiser import Denoiser
 from ddpm.diffusion.noise import NoiseSource, stream
 from ddpm.errors import ConfigError, DataError
 from ddpm.model import Model
@@ -30,6 +33,7 @@ class Unseen:
         numbers: [n], which are scored; the number of a picture keys its noise.
         seed: of the noise.
         recipe: what to say of them, in plain JSON values.
+        conditions: of the pictures by their numbers; None for an unconditional model, or pictures without conditions.
     """
 
     model: Model
@@ -37,6 +41,15 @@ class Unseen:
     numbers: NDArray[np.int64]
     seed: int
     recipe: dict[str, Any]
+    conditions: DataConditions | None = None
+
+    def denoiser(self, numbers: NDArray[np.int64], *, clip: bool) -> Denoiser:
+        """Return the model's denoiser of these pictures, of a conditional model with their own conditions."""
+        condition: Condition | None = None
+        if self.conditions is not None:
+            x_0 = self.model.codec.encode(self.pictures[numbers])
+            condition = self.conditions.of(numbers, x_0, seed=self.seed, pictures=numbers).to(self.model.device)
+        return self.model.denoiser(clip=clip, condition=condition)
 
     @property
     def dimensions(self) -> int:
@@ -80,7 +93,7 @@ def choose(model: Model, data: Store | Pictures, n: int | None, seed: int) -> Un
         raise ConfigError(f"n is {n}; a standard error needs at least 2 pictures")
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed {seed}; expected 0 to 2^64 - 1")
-    codec = model.codec
+    codec, conditions = model.codec, None
     if isinstance(data, Store):
         if (data.levels, data.value_range) != (codec.levels, codec.value_range):
             raise DataError(
@@ -88,6 +101,7 @@ def choose(model: Model, data: Store | Pictures, n: int | None, seed: int) -> Un
                 f"{codec.levels} in {codec.value_range}; expected the same"
             )
         pictures, rows = data.pictures, data.held_out
+        conditions = conditions_for(data, model.conditions, model.provenance)
     else:
         pictures, rows = data, np.arange(len(data), dtype=np.int64)
     if pictures.shape[1:] != model.picture_shape or pictures.dtype != codec.dtype:
@@ -111,7 +125,7 @@ def choose(model: Model, data: Store | Pictures, n: int | None, seed: int) -> Un
         "step": model.provenance.get("step"),
         "weights": model.provenance.get("weights"),
     }
-    return Unseen(model, pictures, numbers, seed, recipe)
+    return Unseen(model, pictures, numbers, seed, recipe, conditions)
 
 
 @contextmanager
