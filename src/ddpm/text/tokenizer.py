@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 Pair = tuple[int, int]
@@ -74,7 +75,7 @@ def learn(texts: Iterable[str], most_merges: int) -> Tokenizer:
     """Return the tokenizer that merges the most frequent pairs of these texts, one after another.
 
     Pairs never reach over two words. Of equally frequent pairs the one with the smallest ids comes first, so equal
-    texts make equal tokenizers. It takes about a second for 20,000 different words.
+    texts make equal tokenizers. It takes about a second for 15,000 different words.
 
     Args:
         texts: to learn from.
@@ -87,15 +88,25 @@ def learn(texts: Iterable[str], most_merges: int) -> Tokenizer:
     places: defaultdict[Pair, set[int]] = defaultdict(set)
     for index, ids in enumerate(words):
         _count(ids, index, weights[index], pairs, places)
+    queue = [(-count, pair) for pair, count in pairs.items()]
+    heapify(queue)
     merges: list[Pair] = []
-    while len(merges) < most_merges and pairs:
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        if pairs[best] < _LEAST_COUNT:
+    while queue and len(merges) < most_merges:
+        count, best = heappop(queue)
+        if pairs[best] != -count:
+            continue  # it has changed since, and is in the queue again with its new count
+        if -count < _LEAST_COUNT:
             break
+        changed: set[Pair] = set()
         for index in places[best].copy():
+            changed.update(pairwise(words[index]))
             _count(words[index], index, -weights[index], pairs, places)
             words[index] = _merged(words[index], best, FIRST_MERGE + len(merges))
             _count(words[index], index, weights[index], pairs, places)
+            changed.update(pairwise(words[index]))
+        for pair in changed:
+            if pairs[pair] > 0:
+                heappush(queue, (-pairs[pair], pair))
         merges.append(best)
     return Tokenizer(tuple(merges))
 
@@ -108,8 +119,6 @@ def _count(ids: Sequence[int], index: int, weight: int, pairs: Counter[Pair], pl
             places[pair].add(index)
         else:
             places[pair].discard(index)
-            if pairs[pair] <= 0:
-                del pairs[pair]
 
 
 def _merged(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
