@@ -39,6 +39,7 @@ from ddpm.model_file import read_model_file, write_model_file
 from ddpm.networks import build_network
 from ddpm.prompts import ImagePrompt, PromptReader, read_prompt
 from ddpm.sampling_config import SamplingConfig, Variance
+from ddpm.text.encoding import encode_texts
 
 OnStep = Callable[[SampleStep], object]
 
@@ -129,14 +130,17 @@ class Model:
         Args:
             clip: whether it is.
             condition: of the pictures, on the model's device; none: the model's pictures in general.
-            guidance: by the guide, or away from pictures without condition; none: there is none.
+            guidance: by the guide, or away from pictures without condition, or from the text that the sampling advice
+                has as negative; none: there is none.
         """
         if self.guide is not None and guidance is not None:
             denoiser = self.guide.denoiser(self, condition, guidance)
         elif condition is None or guidance is None:
             denoiser = bound(self.conditional_denoiser(), condition)
         else:
-            denoiser = classifier_free(self.conditional_denoiser(), condition, guidance, self.schedule)
+            denoiser = classifier_free(
+                self.conditional_denoiser(), condition, guidance, self.schedule, against=self._against(condition)
+            )
         if clip and self.codec.clip_range is not None:
             return clipped(denoiser, self.schedule, *self.codec.clip_range)
         return denoiser
@@ -156,6 +160,13 @@ class Model:
         if self.conditions.any or self.guide is None or self.guide.spec is None:
             return self.conditions
         return self.guide.spec
+
+    def _against(self, condition: Condition) -> Condition | None:
+        """Return what guidance leads away from: the negative text; None where there is none, for no condition."""
+        if self.sampling.negative is None or self.conditions.text is None:
+            return None
+        tokens = encode_texts(self.conditions.text, [self.sampling.negative]).to(self.device)
+        return replace(condition.dropped(), tokens=tokens.expand(len(condition), *tokens.shape[1:]))
 
     def encode(self, asks: Sequence[Asked]) -> Condition | None:
         """Return the condition of pictures, on the model's device; None for an unconditional model.
@@ -285,6 +296,9 @@ class Model:
     def _refuse_guidance(self) -> None:
         if not self.sampling.is_guided:
             return
+        if (negative := self.sampling.negative) is not None and (self.conditions.text is None or self.guide is not None):
+            why = "this model was trained without texts" if self.guide is None else "its guide decides what is led away from"
+            raise SamplingError(f"negative '{negative}', but {why}; leave it out")
         if self.prompt_reader is not None or self.guide is not None:
             return  # without a prompt, an image adapter leaves its base as it is; a guide needs no dropout
         if not self.conditions.any:

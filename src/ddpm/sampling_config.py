@@ -63,6 +63,9 @@ def not_taken(sampler: SamplerName, option: str) -> str:
     return f"sampler '{sampler}' takes no option '{option}'; it takes {', '.join(SAMPLER_OPTIONS[sampler]) or 'none'}"
 
 
+_OF_GUIDANCE = ("guidance", "guidance_interval", "guidance_rescale", "negative")
+
+
 class SamplingConfig(Section):
     """What `ddpm sample` does when nothing else is asked for; stored in the model as its recommendation."""
 
@@ -80,6 +83,9 @@ class SamplingConfig(Section):
     )
     guidance_interval: tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]] | None = Field(
         None, description="least and largest t of the guided steps; none: all"
+    )
+    negative: str | None = Field(
+        None, min_length=1, description="text that guidance leads away from; none: from pictures without condition"
     )
     guidance_rescale: float | None = Field(
         None, ge=0.0, le=1.0, description="share of the contrast added by guidance that is taken back; none: 0"
@@ -117,7 +123,7 @@ class SamplingConfig(Section):
         low, high = self.guidance_interval or (0.0, 0.0)
         if low > high:
             raise ValueError(f"guidance_interval is {[low, high]}; expected the smaller time first")
-        for name in ("guidance_interval", "guidance_rescale"):
+        for name in _OF_GUIDANCE[1:]:
             if getattr(self, name) is not None and not self.is_guided:
                 raise ValueError(f"{name} without guidance; set guidance to another scale than 1")
         return self
@@ -126,6 +132,10 @@ class SamplingConfig(Section):
     def is_guided(self) -> bool:
         """Whether there is classifier-free guidance."""
         return self.guidance not in (None, 1.0)
+
+    def unguided(self) -> SamplingConfig:
+        """Return the same without classifier-free guidance."""
+        return self.model_copy(update=dict.fromkeys(_OF_GUIDANCE))
 
     @model_validator(mode="after")
     def _sampler_takes_the_options(self) -> SamplingConfig:

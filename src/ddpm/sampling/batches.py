@@ -124,8 +124,15 @@ def count_evaluations(model: Model, channels_out: int) -> int:
         channels_out: of the network.
     """
     blank = _Blank(channels_out)
-    plain = replace(model, conditions=ConditionSpec(), prompt_reader=None, prompt=None, guide=None)
-    stand_in = replace(plain, network=blank, picture_shape=(1, 1, model.picture_shape[2])).with_sampling(guidance=1.0)
+    plain = replace(
+        model,
+        conditions=ConditionSpec(),
+        prompt_reader=None,
+        prompt=None,
+        guide=None,
+        sampling=model.sampling.unguided(),
+    )
+    stand_in = replace(plain, network=blank, picture_shape=(1, 1, model.picture_shape[2]))
     deque(stand_in.sample_steps([0]), maxlen=0)
     return blank.calls
 
