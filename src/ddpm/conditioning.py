@@ -128,6 +128,8 @@ def ask(
     if spec.picture is not None and not images:
         raise SamplingError("this model makes a picture from another one; name it, with --image or image=")
     texts = [text] if isinstance(text, str) else text
+    if texts is not None and not texts:
+        raise SamplingError("no text; expected at least one, or leave it out")
     asks = draw(spec, pictures, seed, labels=labels, numbers=numbers, texts=texts)
     if not images:
         return asks

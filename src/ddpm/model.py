@@ -336,6 +336,7 @@ class Model:
         label: Label | Sequence[Label] | None = None,
         numbers: Mapping[str, float] | None = None,
         text: str | Sequence[str] | None = None,
+        negative: str | None = None,
         image: Image | Sequence[Image] | None = None,
         guidance: float | None = None,
         condition: Condition | None = None,
@@ -353,6 +354,7 @@ class Model:
             numbers: values of numeric columns. What is not said of a picture is drawn as often as the training data
                 have it.
             text: what the pictures show; several: picture i shows number i mod K.
+            negative: what they are not to show: guidance leads away from it.
             image: a picture to begin with, its file or an array; several: picture i has number i mod K.
             guidance: scale of classifier-free guidance; 1 is off; none: the model's recommendation.
             condition: of the n pictures, as tensors, in place of the four above.
@@ -363,7 +365,7 @@ class Model:
             SamplingError: for a number, a seed, a sampler or steps that are not valid, or if the network returns
                 numbers that are not finite.
         """
-        model = self.with_sampling(steps=steps, sampler=sampler, guidance=guidance)
+        model = self.with_sampling(steps=steps, sampler=sampler, guidance=guidance, negative=negative)
         if any(value is not None for value in (label, numbers, text, image)):
             if condition is not None:
                 raise SamplingError("a condition beside label, numbers, text or image; expected one or the others")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -45,6 +46,9 @@ def sample(
     text: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="TEXT", help="what the pictures show; repeated: in turn")
     ] = (),
+    negative: Annotated[
+        str | None, arg(metavar="TEXT", help="what the pictures are not to show: guidance leads away from it")
+    ] = None,
     image: Annotated[
         Path | None, arg(metavar="PICTURE|DIR", help="the picture to begin with, or a folder of them, in turn")
     ] = None,
@@ -103,6 +107,7 @@ def sample(
         label: the class of the pictures.
         numbers: values of numeric columns.
         text: what the pictures show.
+        negative: what they are not to show.
         image: a picture to begin with.
         guidance: its scale.
         classifier: that guides.
@@ -129,10 +134,10 @@ def sample(
     how = How(batch_size=batch_size, precision=precision, out=out, device=device, film=film, format=format)
     if from_ is not None:
         given = (pictures, sampler, steps, set or None, adapter or None, label, numbers or None, text or None, image)
-        if any(value is not None for value in (*given, guidance, classifier, guide_by, prompt_image)):
+        if any(value is not None for value in (*given, negative, guidance, classifier, guide_by, prompt_image)):
             raise SamplingError(
                 "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --label, "
-                "--numbers, --text, --image, --guidance, --classifier, --guide-by, --adapter, "
+                "--numbers, --text, --negative, --image, --guidance, --classifier, --guide-by, --adapter, "
                 "--prompt-image, --set"
             )
         sample_again(from_, model, how)
@@ -147,7 +152,8 @@ def sample(
     if guidance_form != "score" and classifier is None:
         raise SamplingError(f"--guidance-form {guidance_form} without --classifier; name one, or leave it out")
     wish = Wish(label=label, numbers=numbers, texts=text, image=image)
-    scale = () if guidance is None else (f"guidance={guidance:g}",)
+    options = () if guidance is None else (f"guidance={guidance:g}",)
+    options = options if negative is None else (*options, f"negative={json.dumps(negative)}")
     job = plan(
         model,
         how,
@@ -155,7 +161,7 @@ def sample(
         seed=seed,
         sampler=sampler,
         steps=steps,
-        assignments=(*set, *scale),
+        assignments=(*set, *options),
         adapters=adapter,
         wish=wish,
         classifier=classifier,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,11 +29,14 @@ from ddpm.sampling.films import Film, FilmKind, check_film, save_film
 from ddpm.sampling.labels import grouped, write_labels
 from ddpm.sampling.recipe import TEXT_KEY, Recipe, condition_tree, recipe_of
 from ddpm.sampling_config import SAMPLER_OPTIONS, SamplingConfig, not_taken
+from ddpm.text.encoding import check_texts
 
 Format = Literal["png", "tiff", "npy"]
 
 MOST_IN_GRID = 1024
 """Most pictures in grid.png: more would be too large to look at, and to hold."""
+
+_LONGEST_OPTIONS = 120  # bytes of a folder's name, for texts may be long
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class Job:
             check_film(kind)
         if self.asks:
             self.model.encode(self.asks[:1])  # refuses a picture to begin with, before the network runs
+        if (spec := self.model.conditions.text) is not None:
+            texts = (*(each.text for each in self.asks), self.model.sampling.negative)
+            check_texts(spec, list(dict.fromkeys(text for text in texts if text is not None)))
 
     def conditions(self) -> Conditions | None:
         """Return the conditions of pictures by their numbers."""
@@ -274,6 +281,9 @@ def default_folder(
         kind = "-".join(str(value) for value in model.guide.as_tree().values())
         options = f"-{kind}-{_short_name(model.guide.file)}" + options
     safe = "".join(sign if sign.isalnum() or sign in "-._" else "_" for sign in options)
+    if len(safe.encode()) > _LONGEST_OPTIONS:
+        digest = hashlib.sha256(options.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        safe = f"{safe.encode()[:_LONGEST_OPTIONS].decode(errors='ignore')}-{digest}"
     return file.parent / "samples" / f"{stem}{advice.sampler}-{advice.steps}{safe}-seed{seed}"
 
 

@@ -49,19 +49,21 @@ def write_labels(path: Path, names: Sequence[str], asks: Sequence[Asked]) -> Non
 
 
 def grouped(pictures: Pictures, asks: Sequence[Asked], value_range: tuple[float, float]) -> tuple[Pictures, int | None]:
-    """Return pictures for a grid, and its columns: a row for each class, filled up with white.
+    """Return pictures for a grid, and its columns: a row for each class, or text, filled up with white.
 
-    Without classes, or with so many pictures of one that a row would be too long, they stay as they are.
+    Without any, with one picture a text, or with so many of one that a row would be too long, they stay as they are.
 
     Args:
         pictures: [N, H, W, C].
         asks: what they were asked to be, the first N of them.
         value_range: black and white.
     """
-    labels = [each.label for each in asks[: len(pictures)]]
+    shown = asks[: len(pictures)]
+    by_text = all(each.label is None for each in shown)
+    labels = [each.text if by_text else each.label for each in shown]
     rows = {label: [i for i, own in enumerate(labels) if own == label] for label in dict.fromkeys(labels)}
     widest = max(map(len, rows.values()), default=0)
-    if len(rows) < 2 or widest > _WIDEST:
+    if len(rows) < 2 or widest > _WIDEST or (by_text and widest == 1):
         return pictures, None
     sheet = np.full((len(rows), widest, *pictures.shape[1:]), value_range[1], dtype=pictures.dtype)
     for row, label in zip(sheet, sorted(rows, key=lambda label: rows[label][0]), strict=True):

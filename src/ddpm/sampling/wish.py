@@ -12,8 +12,6 @@ from ddpm.conditions_config import ConditionSpec
 from ddpm.data.sources.layout import EXTENSIONS, GRID_NAME
 from ddpm.errors import SamplingError
 
-_SHORT = 40  # letters of a text that the name of a folder keeps
-
 
 @dataclass(frozen=True)
 class Wish:
@@ -46,7 +44,7 @@ class Wish:
     def words(self) -> list[str]:
         """Return it in words that can stand in the name of a folder."""
         label = [] if self.label is None else [f"label={self.label}"]
-        texts = [f"text={text[:_SHORT]}" for text in self.texts[:1]]
+        texts = [f"text={text}" for text in self.texts]
         return [*label, *self.numbers, *texts, *([] if self.image is None else [f"image={self.image.stem}"])]
 
 

@@ -66,6 +66,22 @@ def text_spec(
     return spec
 
 
+def check_texts(spec: TextSpec, texts: Sequence[str]) -> None:
+    """Refuse texts that a model cannot read.
+
+    Raises:
+        TextError: if one is too long.
+        ConfigError: if the model's frozen encoder cannot be had, or is another one.
+    """
+    if spec.encoder is None:
+        tokenizer = Tokenizer(spec.merges)
+        lengths = [len(tokenizer.encode(text)) for text in texts]
+    else:
+        lengths = _of_spec(spec, "cpu").lengths(texts)
+    for text, length in zip(texts, lengths, strict=True):
+        refuse_long(text, length, spec.tokens)
+
+
 def encode_texts(spec: TextSpec, texts: Sequence[str], device: str = "cpu") -> Tensor:
     """Return the tokens of texts: int64 [B, L] ids, or float32 [B, L, D] features; zeros are padding.
 
