@@ -296,9 +296,11 @@ class Model:
     def _refuse_guidance(self) -> None:
         if not self.sampling.is_guided:
             return
-        if (negative := self.sampling.negative) is not None and (self.conditions.text is None or self.guide is not None):
-            why = "this model was trained without texts" if self.guide is None else "its guide decides what is led away from"
-            raise SamplingError(f"negative '{negative}', but {why}; leave it out")
+        negative = self.sampling.negative
+        if negative is not None and self.guide is not None:
+            raise SamplingError(f"negative '{negative}', but a guide decides what is led away from; leave one out")
+        if negative is not None and self.conditions.text is None:
+            raise SamplingError(f"negative '{negative}', but this model was trained without texts; leave it out")
         if self.prompt_reader is not None or self.guide is not None:
             return  # without a prompt, an image adapter leaves its base as it is; a guide needs no dropout
         if not self.conditions.any:
