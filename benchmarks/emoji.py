@@ -28,13 +28,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddpm.conditioning import draw, encode
 from ddpm.config import from_tree
 from ddpm.data import Store, open_store, render_grid, save_png
-from ddpm.diffusion.denoiser import clipped
-from ddpm.diffusion.guidance import Guidance, classifier_free
-from ddpm.diffusion.noise import NoiseSource
-from ddpm.diffusion.samplers import SAMPLERS, spaced_timesteps
 from ddpm.engine import choose_engine
 from ddpm.files import write_text
 from ddpm.model import Model
@@ -45,12 +40,12 @@ GOALS = {"retrieval": "at least 0.10 among the five nearest (chance 0.003)", "mi
 
 PROMPTS = (
     # seen in training
-    ("red apple", "blue heart", "pizza", "panda face", "sunflower", "rocket", "soccer ball", "tropical fish"),
+    ("red apple", "blue heart", "slice of pizza", "panda face", "sunflower", "rocket", "soccer ball", "tropical fish"),
     # recombined: no caption says so
     ("red heart", "green apple face", "yellow book", "purple circle", "orange car", "green star", "red cat",
      "blue flower"),
-    ("cat face with heart-shaped eyes", "dog face with tears of joy", "bear face with open mouth", "smiling moon face",
-     "robot face with sunglasses", "pig face with halo", "frog with hat", "crying cat face"),
+    ("cat face with sunglasses", "dog face with tears of joy", "bear face with open mouth", "smiling moon face",
+     "robot face with sunglasses", "pig face with halo", "frog with hat", "blue cat face"),
 )  # fmt: skip
 
 
@@ -73,6 +68,7 @@ def main() -> None:
         "goals": GOALS,
         "training": {**trained, "step": model.provenance["step"], "parameters": model.num_parameters},
         "distance": found_again(store),
+        "prompts": seen_prompts(store),
         "retrieval": {f"{scale:g}": retrieval(model, store, scale, arguments.steps) for scale in arguments.scales},
         "machine": {
             "cores": os.cpu_count(),
@@ -105,25 +101,12 @@ def train(data: Path, out: Path, minutes: float, settings: list[str]) -> dict[st
     return {"seconds": round(time.monotonic() - start, 1), "processor_seconds": round(used, 1)}
 
 
-def sample(model: Model, texts: list[str], scale: float, steps: int, seed: int = 0) -> NDArray[np.uint8]:
+def sample(model: Model, texts: list[str], scale: float, steps: int) -> NDArray[np.uint8]:
     """Return a picture for each text [B, H, W, C], with classifier-free guidance; picture i has noise i."""
     engine = choose_engine()
     engine.place(model.network)
-    made = []
-    for start in range(0, len(texts), 50):
-        numbers = range(start, min(start + 50, len(texts)))
-        condition = encode(model.conditions, draw(model.conditions, numbers, seed, texts=texts))
-        guided = classifier_free(model.conditional_denoiser(), condition, Guidance(scale), model.schedule)
-        height, width, channels = model.picture_shape
-        noise = NoiseSource(seed, numbers, (channels, height, width))
-        entry = SAMPLERS["unipc"]
-        times = spaced_timesteps(steps, model.schedule, entry.spacing)
-        with engine.autocast():
-            *_, last = entry.run(
-                clipped(guided, model.schedule), model.schedule, noise.normal(0, "x_T"), noise, timesteps=times
-            )
-        made.append(model.codec.decode(last.x))
-    return np.concatenate(made)
+    with engine.autocast():
+        return model.sample(len(texts), text=texts, guidance=scale, steps=steps, batch_size=25)
 
 
 def layout(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -165,6 +148,13 @@ def retrieval(model: Model, store: Store, scale: float, steps: int) -> dict[str,
         "first": float((ranks == 0).mean()),
         "median_rank": float(np.median(ranks)),
     }
+
+
+def seen_prompts(store: Store) -> dict[str, bool]:
+    """Return of each prompt whether it is a training caption."""
+    assert store.captions is not None
+    captions = {store.captions[int(row)] for row in store.train}
+    return {text: text in captions for row in PROMPTS for text in row}
 
 
 def grid(model: Model, scale: float, steps: int) -> Any:
