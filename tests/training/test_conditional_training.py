@@ -18,6 +18,7 @@ from ddpm.data_conditions import conditions_of, declare
 from ddpm.errors import ConfigError, DataError
 from ddpm.model import Model
 from ddpm.training.batches import BatchSource, balanced_rows
+from ddpm.training.distill import make_distillation_plan
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.plan import Plan, make_plan
 from ddpm.training.run import run
@@ -280,3 +281,16 @@ class TestRuns:
         asked = np.asarray([each.label == "lower" for each in draw(model.conditions, range(400), 1)])
         nearest = np.linalg.norm(samples[:, None] - real[None, ::7], axis=2).argmin(1)
         assert (labels[::7][nearest] == asked).mean() > 0.9  # chance is 0.5
+
+    @pytest.mark.parametrize("method", ["progressive", "consistency"])
+    def test_a_distilled_model_keeps_its_classes(self, plan: MakePlan, tmp_path: Path, method: str) -> None:
+        deque(run(plan("teacher", conditions={"label": True}, training={"steps": 4})), maxlen=0)
+        tree = {"training": {"steps": 4, "batch_size": 8, "previews": 10, "precision": "float32", "device": "cpu"}}
+        made = make_distillation_plan(
+            tmp_path / "teacher", tree, steps=2, method=method, teacher_steps=2, out=tmp_path / "student"
+        )
+        deque(run(made), maxlen=0)
+        student = Model.load(tmp_path / "student")
+        assert student.conditions == Model.load(tmp_path / "teacher").conditions
+        assert student.network.label_embedding is not None
+        assert len(student.sample(3, label="7")) == 3
