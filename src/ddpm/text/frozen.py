@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ddpm.data.progress import ProgressFactory, silent
 from ddpm.errors import ConfigError, TextError
-from ddpm.files import sha256_of, write_atomically
+from ddpm.files import write_atomically
+from ddpm.hub import first_line, folder_of, hash_of
 
-_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _LONGEST = 512  # tokens, where neither tokenizer nor network states a limit
 _BATCH = 64
 
@@ -85,8 +85,8 @@ def load_encoder(name: str, *, device: str = "cpu") -> FrozenEncoder:
             f"the text encoder '{name}' needs transformers: pip install 'ddpm[transformers]'; or use 'own', an encoder "
             "that is trained along"
         ) from error
-    folder = _folder_of(name)
-    found = _hash_of(folder)
+    folder = folder_of(name, "text encoder", "'own'")
+    found = hash_of(folder)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         config = transformers.AutoConfig.from_pretrained(folder)
@@ -94,7 +94,7 @@ def load_encoder(name: str, *, device: str = "cpu") -> FrozenEncoder:
         kind = transformers.CLIPTextModel if is_clip else transformers.AutoModelForTextEncoding
         network = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"'{name}' is no text encoder that transformers can load: {_first_line(error)}") from error
+        raise ConfigError(f"'{name}' is no text encoder that transformers can load: {first_line(error)}") from error
     network.to(device).eval().requires_grad_(False)
     stated = getattr(network.config, "max_position_embeddings", None) or _LONGEST
     limit = min(int(tokenizer.model_max_length), int(stated))  # an unstated one is a huge number
@@ -149,30 +149,3 @@ def refuse_long(text: str, tokens: int, limit: int, advice: str = "shorten it") 
     if tokens > limit:
         shown = text if len(text) <= 60 else text[:57] + "..."
         raise TextError(f"the text '{shown}' is {tokens} tokens long; expected at most {limit}: {advice}")
-
-
-def _folder_of(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
-    except (OSError, ValueError) as error:  # the Hub's own errors are of these kinds
-        raise ConfigError(
-            f"the text encoder '{name}' is no folder, and cannot be fetched from the Hub ({_first_line(error)}); "
-            "download it on another machine and give its folder, or use 'own'"
-        ) from error
-
-
-def _hash_of(folder: Path) -> str:
-    files = sorted({file for pattern in _FILES for file in folder.glob(pattern)})
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
