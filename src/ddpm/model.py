@@ -210,7 +210,8 @@ class Model:
     def with_sampling(self, **changes: Any) -> Model:
         """Return the model with some fields of its sampling advice replaced; a value of None changes nothing.
 
-        Another sampler begins with its own spacing and options; another number of steps, without explicit times.
+        Another sampler begins with its own spacing and options; another number of steps, without explicit times;
+        guidance of 1, without interval and rescaling.
 
         Raises:
             SamplingError: for a field or a value that is not valid, or an option that the sampler does not take.
@@ -221,6 +222,8 @@ class Model:
             raise SamplingError(f"unknown sampler '{name}'{nearest(str(name), SAMPLERS)}; known are {_KNOWN}")
         if wanted.get("steps", self.sampling.steps) != self.sampling.steps:
             wanted.setdefault("timesteps", None)  # explicit times are of one number of steps
+        if wanted.get("guidance") == 1:
+            wanted = {"guidance_interval": None, "guidance_rescale": None, **wanted}  # advice about what is now off
         tree = {**self.sampling.for_sampler(name).model_dump(), **wanted}
         try:
             sampling = SamplingConfig.model_validate_json(json.dumps(tree))  # as from a file: a list may be a tuple

@@ -144,6 +144,16 @@ def test_autoguidance_is_a_line_through_two_models() -> None:
         ["--classifier", "c.safetensors", "--label", "bright", "--guidance", "2"],
         ["--classifier", "c.safetensors", "--label", "all", "--sampler", "ddpm", "--guidance-form", "mean"],
         ["--guide-by", "worse.safetensors", "--guidance", "2"],
+        [
+            "--guide-by",
+            "worse.safetensors",
+            "--guidance",
+            "3",
+            "--guidance-interval",
+            "5,30",
+            "--guidance-rescale",
+            "0.7",
+        ],
     ],
 )
 def test_a_guided_picture_is_made_again_from_its_recipe(words: list[str], capsys: Capture) -> None:
@@ -170,6 +180,26 @@ def test_two_kinds_of_guidance_get_folders_of_their_own() -> None:
     for extra in ([], ["--classifier", "c.safetensors", "--label", "dark"]):
         main(["sample", "m.safetensors", "-n", "1", "--device", "cpu", *extra])
     assert len(list(Path("samples").iterdir())) == 2
+
+
+def test_guidance_that_is_switched_off_takes_its_interval_along() -> None:
+    model = saved_model("m.safetensors", CLASSES)
+    advised = model.with_sampling(guidance=3.0, guidance_interval=[5.0, 30.0], guidance_rescale=0.5)
+    assert np.array_equal(advised.sample(2, label="dark", guidance=1.0), model.sample(2, label="dark"))
+    with pytest.raises(SamplingError, match="guidance_interval without guidance"):
+        model.with_sampling(guidance=1.0, guidance_interval=[5.0, 30.0])
+
+
+def test_the_flags_of_guidance_set_the_sampling_section() -> None:
+    saved_model("m.safetensors", CLASSES)
+    words = ["sample", "m.safetensors", "-n", "2", "--device", "cpu", "--label", "bright", "--guidance", "3"]
+    main([*words, "--out", "all"])
+    main([*words, "--guidance-interval", "60,90", "--out", "never"])
+    main([*words[:-2], "--out", "plain"])
+    main([*words, "--guidance-rescale", "1", "--out", "rescaled"])
+    assert np.array_equal(pixels("never"), pixels("plain"))
+    assert not np.array_equal(pixels("all"), pixels("plain"))
+    assert not np.array_equal(pixels("rescaled"), pixels("all"))
 
 
 def _no_xt() -> list[str]:
@@ -224,6 +254,10 @@ def _a_model() -> list[str]:
         (lambda: ["--guidance-form", "mean"], "without --classifier"),
         (lambda: ["--classifier", "absent.safetensors"], "does not exist"),
         (lambda: ["--label", "bright"], "trained without labels"),
+        (lambda: ["--guidance", "2", "--guidance-interval", "5"], "two times t"),
+        (lambda: ["--guidance", "2", "--guidance-interval", "9,5"], "smaller time first"),
+        (lambda: ["--guidance", "2", "--guidance-rescale", "1.5"], "guidance_rescale"),
+        (lambda: ["--guidance-rescale", "0.5"], "without guidance"),
     ],
 )
 def test_what_cannot_guide_is_refused(prepare: Callable[[], list[str]], said: str, capsys: Capture) -> None:

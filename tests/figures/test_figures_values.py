@@ -22,6 +22,7 @@ from ddpm.figures.estimators import (
     two_peaks_denoiser,
 )
 from ddpm.figures.forward import FreeStep, density, drift_and_noise, forward_histograms, forward_variance, lopsided
+from ddpm.figures.guidance import class_probability, guided_points, spread, two_classes
 from ddpm.figures.posterior import (
     TWO_PEAKS,
     Mixture,
@@ -209,6 +210,21 @@ def test_paths_end_on_the_data_and_ddim_is_the_smooth_one() -> None:
         path = np.asarray(axes.lines[1].get_xydata())
         lengths.append(float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum()))
     assert lengths[0] > 3 * lengths[1]
+
+
+def test_guidance_makes_points_surer_and_less_varied() -> None:
+    free, of_class, strong = (guided_points(scale, count=400, steps=40) for scale in (0.0, 1.0, 3.0))
+    whole, asked = two_classes()
+    assert (free.mean(0) - whole.means.mean(0)).abs().max() < 0.1  # standard error 0.025
+    assert (of_class.mean(0) - asked.means.mean(0)).abs().max() < 0.1
+    exact = (asked.means.var(0, correction=0) + asked.variances[0]).sum().sqrt()
+    assert spread(of_class) == pytest.approx(float(exact), rel=0.1)
+    sure = [float(class_probability(points).mean()) for points in (free, of_class, strong)]
+    assert sure == sorted(sure)
+    assert spread(strong) < spread(of_class) < spread(free)
+    border = asked.means[1]  # the part of the class that is nearest to the other one
+    near = [float(((points - border).norm(dim=1) < 0.3).double().mean()) for points in (of_class, strong)]
+    assert near[1] < 0.5 * near[0]
 
 
 def pictures_of(axes: object) -> list[NDArray[np.float64]]:

@@ -55,6 +55,13 @@ def sample(
     guidance: Annotated[
         float | None, arg(metavar="SCALE", help="of classifier-free guidance; 1 is off; by default what the model says")
     ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        arg(metavar="LO,HI", help="guide at these times t alone, 0 to T - 1; by default at all"),
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None, arg(metavar="SHARE", help="of the contrast that guidance adds, taken back: 0 to 1, such as 0.7")
+    ] = None,
     classifier: Annotated[
         Path | None,
         arg(metavar="FILE", help="guide by this classifier of x_t (train-classifier --noisy), at --guidance, or 1"),
@@ -110,6 +117,8 @@ def sample(
         negative: what they are not to show.
         image: a picture to begin with.
         guidance: its scale.
+        guidance_interval: the times that are guided.
+        guidance_rescale: contrast taken back.
         classifier: that guides.
         guidance_form: of a classifier.
         guide_by: a worse model.
@@ -133,11 +142,12 @@ def sample(
 
     how = How(batch_size=batch_size, precision=precision, out=out, device=device, film=film, format=format)
     if from_ is not None:
+        guiding = (guidance, guidance_interval, guidance_rescale)
         given = (pictures, sampler, steps, set or None, adapter or None, label, numbers or None, text or None, image)
-        if any(value is not None for value in (*given, negative, guidance, classifier, guide_by, prompt_image)):
+        if any(value is not None for value in (*given, *guiding, negative, classifier, guide_by, prompt_image)):
             raise SamplingError(
                 "--from takes everything from the recipe; leave out --pictures, --sampler, --steps, --label, "
-                "--numbers, --text, --negative, --image, --guidance, --classifier, --guide-by, --adapter, "
+                "--numbers, --text, --negative, --image, --guidance..., --classifier, --guide-by, --adapter, "
                 "--prompt-image, --set"
             )
         sample_again(from_, model, how)
@@ -152,8 +162,7 @@ def sample(
     if guidance_form != "score" and classifier is None:
         raise SamplingError(f"--guidance-form {guidance_form} without --classifier; name one, or leave it out")
     wish = Wish(label=label, numbers=numbers, texts=text, image=image)
-    options = () if guidance is None else (f"guidance={guidance:g}",)
-    options = options if negative is None else (*options, f"negative={json.dumps(negative)}")
+    avoided = () if negative is None else (f"negative={json.dumps(negative)}",)
     job = plan(
         model,
         how,
@@ -161,7 +170,7 @@ def sample(
         seed=seed,
         sampler=sampler,
         steps=steps,
-        assignments=(*set, *options),
+        assignments=(*set, *_guidance_options(guidance, guidance_interval, guidance_rescale), *avoided),
         adapters=adapter,
         wish=wish,
         classifier=classifier,
@@ -172,6 +181,24 @@ def sample(
     run_job(job, progress=bar, tell=say)
     beside = ", labels.csv and grid.png" if job.asks else " and grid.png"
     say(f"{len(which):,} pictures{beside} in {job.folder}")
+
+
+def _guidance_options(scale: float | None, interval: str | None, rescale: float | None) -> tuple[str, ...]:
+    """Return the options of the sampling section that the flags stand for."""
+    from ddpm.errors import SamplingError
+
+    options = {} if scale is None else {"guidance": f"{scale:g}"}
+    if interval is not None:
+        try:
+            low, high = (float(time) for time in interval.split(","))
+        except ValueError as error:
+            raise SamplingError(
+                f"--guidance-interval {interval}; expected two times t with a comma between, such as 200,800"
+            ) from error
+        options["guidance_interval"] = f"[{low:g},{high:g}]"
+    if rescale is not None:
+        options["guidance_rescale"] = f"{rescale:g}"
+    return tuple(f"{name}={value}" for name, value in options.items())
 
 
 @dataclass(frozen=True)

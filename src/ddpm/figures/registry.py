@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ddpm.diffusion.bits import BitsPerDim
 from ddpm.errors import ConfigError, nearest
-from ddpm.figures import errata, estimators, forward, likelihood, posterior, reverse, schedules
+from ddpm.figures import errata, estimators, forward, guidance, likelihood, posterior, reverse, schedules
 from ddpm.figures.style import Style
 from ddpm.figures.subject import Subject, digit_pictures, exact_bits, exact_digits, model_subject
 from ddpm.model import Model
@@ -132,6 +132,10 @@ FIGURES: dict[str, Entry] = {
     "trajectories": Entry(
         lambda r: reverse.trajectories(style=r.style, seed=r.seed),
         "paths of points from noise to a Swiss roll: DDPM against DDIM",
+    ),
+    "guidance": Entry(
+        lambda r: guidance.guidance(style=r.style, seed=r.seed),
+        "points of a class at guidance scales 0, 1 and 3, with exact denoisers",
     ),
     "denoised-estimate": Entry(
         lambda r: reverse.denoised_estimate(r.subject, style=r.style, seed=r.seed),

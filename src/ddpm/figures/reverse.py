@@ -51,7 +51,7 @@ def score_field(
     noise = NoiseSource(seed, range(len(denoiser.means)), (2,), dtype=torch.float64)
     for number, (axes, t) in enumerate(zip(panels(figure, 1, len(times)), times, strict=True)):
         reach = 1.25 + 1.5 * float(denoiser.schedule.signal_and_noise(t)[1])
-        _draw_density(axes, palette, denoiser, t, reach)
+        draw_density(axes, palette, denoiser, t, reach)
         places = _plane(reach * 0.95, grid)
         eps = denoiser(places, torch.full((len(places),), t, dtype=torch.float64)).eps
         uphill = score_from_eps(eps, torch.tensor(t), denoiser.schedule)
@@ -69,11 +69,12 @@ def score_field(
         axes.plot(*x_t.T.numpy(), ".", color=palette.ink, markersize=1.2)
         signal = float(denoiser.schedule.alphas_cumprod[t])
         axes.set(title=rf"t = {t + 1}, $\bar\alpha_t$ = {signal:.3f}", xlim=(-reach, reach), ylim=(-reach, reach))
-        _without_frame(axes)
+        without_frame(axes)
     return finished(figure, palette)
 
 
-def _without_frame(axes: Axes) -> None:
+def without_frame(axes: Axes) -> None:
+    """Show a square part of the plane without ticks and lines around it."""
     axes.set(aspect="equal", xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -84,7 +85,8 @@ def _plane(reach: float, side: int) -> Tensor:
     return torch.cartesian_prod(line, line)
 
 
-def _draw_density(axes: Axes, palette: Palette, denoiser: MixtureDenoiser, t: int, reach: float) -> None:
+def draw_density(axes: Axes, palette: Palette, denoiser: MixtureDenoiser, t: int, reach: float) -> None:
+    """Draw q(x_t) in the plane, from -reach to reach, as a shade."""
     from matplotlib.colors import LinearSegmentedColormap
 
     side = 60
@@ -125,7 +127,7 @@ def trajectories(
             axes.plot(*x[0, k], "o", color=colour, markersize=3, markerfacecolor=palette.paper)
         axes.plot(*x[-1].T, ".", color=palette.series[1], markersize=2.5, zorder=1.5)
         axes.set(title=f"{name}, {steps} steps", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
-        _without_frame(axes)
+        without_frame(axes)
     return finished(figure, palette)
 
 
