@@ -45,9 +45,9 @@ def test_a_picture_is_the_same_in_any_batch_and_order(trained: Path, precision: 
 def test_the_embedding_of_a_row_has_the_same_bits_in_any_batch(trained: Path) -> None:
     network = Model.load(trained).network
     t = torch.linspace(0, 49, 40)
-    whole = network._embed(t, None)
+    whole = network._embed(t, None, None)
     for batch in (1, 2, 3, 7, 9, 30):
-        assert torch.equal(network._embed(t[:batch], None), whole[:batch])
+        assert torch.equal(network._embed(t[:batch], None, None), whole[:batch])
 
 
 @pytest.mark.parametrize(
