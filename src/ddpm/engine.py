@@ -17,7 +17,7 @@ from torch import nn
 
 from ddpm import native
 from ddpm.errors import ConfigError
-from ddpm.networks.norm import fuse_norms
+from ddpm.networks.kernels import use_kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Engine:
         precision: of convolutions and matrix products; weights, statistics, loss and optimizer stay float32.
         channels_last: memory layout of pictures and weights.
         threads: of the CPU; bit-equal results need the same number.
-        native: whether group norms run in the compiled kernel of `ddpm.native`.
+        native: whether group norms and convolutions run in the compiled kernels of `ddpm.native`.
     """
 
     device: str
@@ -47,7 +47,9 @@ class Engine:
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the device, in its memory layout, and choose its kernels."""
         network.to(self.device)
-        fuse_norms(network, self.native)
+        use_kernels(network, self.native)
+        if self.native:
+            native.keep_freed_memory()
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ddpm import native
 from ddpm.networks import UNet
-from ddpm.networks.norm import fuse_norms
+from ddpm.networks.kernels import use_kernels
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=f"no kernels here: {native.why_unavailable()}")
 
@@ -133,7 +133,7 @@ def test_a_network_is_the_same_function_with_and_without(time_conditioning: str)
     torch.manual_seed(0)
     network = UNet(
         in_channels=3,
-        base_channels=16,
+        base_channels=32,
         channel_multipliers=(1, 2),
         attention_levels=(1,),
         num_groups=4,
@@ -144,7 +144,7 @@ def test_a_network_is_the_same_function_with_and_without(time_conditioning: str)
     x, t = channels_last(torch.randn(2, 3, 12, 12), torch.float32), torch.tensor([3.0, 700.0])
     results = []
     for fused in (False, True):
-        fuse_norms(network, fused)
+        use_kernels(network, fused)
         network.zero_grad()
         output = network(x, t)
         output.square().mean().backward()

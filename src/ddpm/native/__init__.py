@@ -1,6 +1,23 @@
 """Small kernels in C++ for CPUs, compiled once on the machine that runs them: optional, cached, never needed."""
 
+from ddpm.native.attention import attends, attention
 from ddpm.native.build import available, switched_off, why_unavailable
-from ddpm.native.norm import norm_silu, takes
+from ddpm.native.calls import has, takes
+from ddpm.native.conv import conv3x3, convolves, transform_weights
+from ddpm.native.memory import keep_freed_memory
+from ddpm.native.norm import norm_silu
 
-__all__ = ["available", "norm_silu", "switched_off", "takes", "why_unavailable"]
+__all__ = [
+    "attends",
+    "attention",
+    "available",
+    "conv3x3",
+    "convolves",
+    "has",
+    "keep_freed_memory",
+    "norm_silu",
+    "switched_off",
+    "takes",
+    "transform_weights",
+    "why_unavailable",
+]

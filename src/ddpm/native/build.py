@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("norm_silu.cpp")
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
+HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 
 _FLAGS = (
     "-O3",
@@ -92,7 +93,7 @@ def _compiled(compiler: str) -> Path:
             part = file.with_suffix(f".{os.getpid()}.part")
             try:
                 subprocess.run(
-                    [compiler, *_FLAGS, "-o", str(part), str(SOURCE)],
+                    [compiler, *_FLAGS, "-o", str(part), *map(str, SOURCES)],
                     check=True,
                     capture_output=True,
                     text=True,
@@ -107,7 +108,8 @@ def _compiled(compiler: str) -> Path:
 def _key(compiler: str) -> str:
     """Return a hash of all that the machine code depends on; a cache folder may be shared by several machines."""
     cpu = "".join(sorted(line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features")))[:1])
-    parts = [SOURCE.read_text(encoding="utf-8"), compiler, *_FLAGS, platform.machine(), platform.system(), cpu]
+    sources = [source.read_text(encoding="utf-8") for source in SOURCES + HEADERS]
+    parts = [*sources, compiler, *_FLAGS, platform.machine(), platform.system(), cpu]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 

@@ -9,22 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ddpm.native.build import available, build
-
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-
-
-def takes(x: Tensor) -> bool:
-    """Whether the kernel can read `x`: channels_last on a CPU, float32 or bfloat16, outside of compilation."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in _NAMES
-        and x.ndim == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
-        and not torch._C._functorch.peek_interpreter_stack()  # a transform of torch.func has tensors without memory
-        and available()
-    )
+from ddpm.native.calls import integers, kernel, pointer
 
 
 def norm_silu(
@@ -86,9 +71,9 @@ class _NormSilu(torch.autograd.Function):
         y = torch.empty_like(x)
         mean, rstd = x.new_empty((2, batch, groups), dtype=torch.float32).unbind()
         tables = (gain, bias, offset, scale, shift)
-        _function("forward", x.dtype)(
-            *map(_pointer, (x, y, mean, rstd, *tables)),
-            *_shape(batch, height * width, channels, groups),
+        kernel("norm_silu_forward", x.dtype)(
+            *map(pointer, (x, y, mean, rstd, *tables)),
+            *integers(batch, height * width, channels, groups),
             ctypes.c_double(eps),
             int(silu),
             torch.get_num_threads(),
@@ -105,9 +90,9 @@ class _NormSilu(torch.autograd.Function):
         dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
         d_gain, d_bias, d_offset, d_scale, d_shift = x.new_empty((5, batch, channels), dtype=torch.float32).unbind()
-        _function("backward", x.dtype)(
-            *map(_pointer, (x, dy, dx, mean, rstd, *tables, d_gain, d_bias, d_offset, d_scale, d_shift)),
-            *_shape(batch, height * width, channels, ctx.groups),
+        kernel("norm_silu_backward", x.dtype)(
+            *map(pointer, (x, dy, dx, mean, rstd, *tables, d_gain, d_bias, d_offset, d_scale, d_shift)),
+            *integers(batch, height * width, channels, ctx.groups),
             int(ctx.silu),
             torch.get_num_threads(),
         )
@@ -116,17 +101,3 @@ class _NormSilu(torch.autograd.Function):
             for table, grad in zip(tables[2:], (d_offset, d_scale, d_shift), strict=True)
         )
         return dx, d_gain.sum(0), d_bias.sum(0), *of_pictures, None, None, None
-
-
-def _function(direction: str, dtype: torch.dtype) -> Any:
-    kernels = build().kernels
-    assert kernels is not None  # `takes` was asked before
-    return kernels[f"norm_silu_{direction}_{_NAMES[dtype]}"]
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _shape(*sizes: int) -> tuple[ctypes.c_int64, ...]:
-    return tuple(ctypes.c_int64(size) for size in sizes)

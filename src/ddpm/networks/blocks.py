@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddpm import native
 from ddpm.errors import ConfigError
+from ddpm.networks.conv import Conv3x3, double
 from ddpm.networks.norm import GroupNorm
 
 TimeConditioning = Literal["add", "scale_shift"]
@@ -174,11 +176,6 @@ def halve(x: Tensor) -> Tensor:
     return functional.avg_pool2d(x, 2)
 
 
-def double(x: Tensor) -> Tensor:
-    """Return every pixel repeated 2x2, [B, C, 2H, 2W]."""
-    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
 class Downsample(nn.Module):
     """Halve height and width with a strided 3x3 convolution (Ho et al. 2020).
 
@@ -201,11 +198,11 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Return [B, C, 2H, 2W]; `inputs` is there for the residual block that can stand in this place."""
-        h: Tensor = self.conv(double(x))
+        h: Tensor = self.conv(x, doubled=True)
         return h
 
 
@@ -244,9 +241,9 @@ class ResBlock(nn.Module):
         self.resample = {"up": double, "down": halve, None: None}[resample]
         self.embedding_width = out_channels * (2 if self.scale_shift else 1)
         self.norm1 = GroupNorm(in_channels, num_groups)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = GroupNorm(out_channels, num_groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         zero_init(self.conv2)
 
@@ -264,7 +261,7 @@ class ResBlock(nn.Module):
             h = self.norm2(h, offset=embedding, silu=True)
         if self.dropout > 0 and inputs.dropout_states is not None:
             h = dropout(h, inputs.dropout_states[self.number], self.dropout)
-        result: Tensor = self.shortcut(x) + self.conv2(h)  # [B, out_channels, H', W']
+        result: Tensor = self.conv2(h, residual=self.shortcut(x))  # [B, out_channels, H', W']
         return result
 
 
@@ -274,6 +271,7 @@ class Attention(nn.Module):
     Starts as the identity: the output projection is zero.
 
     Attributes:
+        fused: whether to use the compiled kernel where it can read the activations.
         prompted: what an image adapter adds under the same queries; none: there is no adapter.
 
     Raises:
@@ -287,6 +285,7 @@ class Attention(nn.Module):
         self.norm = GroupNorm(channels, num_groups)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
+        self.fused = False
         zero_init(self.out)
 
     def forward(self, x: Tensor, prompt: Prompt | None = None) -> Tensor:
@@ -294,13 +293,19 @@ class Attention(nn.Module):
         batch, channels, height, width = x.shape
         pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # [B, N, C]
         qkv = self.qkv(pixels).view(batch, height * width, 3, self.heads, -1)  # [B, N, 3, heads, D]
-        q, k, v = qkv.transpose(1, 3).unbind(2)  # [B, heads, N, D]
-        h = functional.scaled_dot_product_attention(q, k, v)  # [B, heads, N, D]
+        h = self._attend(qkv)  # [B, N, heads, D]
         if self.prompted is not None and prompt is not None:
-            h = h + self.prompted(q, prompt)
-        h = self.out(h.transpose(1, 2).reshape(batch, height * width, channels))  # [B, N, C]
+            q = qkv[:, :, 0].transpose(1, 2)  # [B, heads, N, D]
+            h = h + self.prompted(q, prompt).transpose(1, 2)
+        h = self.out(h.reshape(batch, height * width, channels))  # [B, N, C]
         result: Tensor = x + h.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
         return result
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        if self.fused and native.attends(qkv):
+            return native.attention(qkv)  # [B, N, heads, D]
+        q, k, v = qkv.transpose(1, 3).unbind(2)  # [B, heads, N, D]
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # [B, N, heads, D]
 
 
 def count_heads(channels: int, head_channels: int | None) -> int:

@@ -70,10 +70,3 @@ class GroupNorm(nn.GroupNorm):
     def _group_norm(self, x: Tensor) -> Tensor:
         # The functional form refuses one value a group, which one picture of 4x4 pixels can come down to.
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
-def fuse_norms(network: nn.Module, fused: bool) -> None:
-    """Let every `GroupNorm` of a network use the compiled kernel, or torch's operations."""
-    for module in network.modules():
-        if isinstance(module, GroupNorm):
-            module.fused = fused

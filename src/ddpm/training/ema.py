@@ -33,6 +33,7 @@ class Ema:
     def update(self, network: nn.Module, step: int) -> None:
         """Move the average towards the weights of `network` after optimizer step `step`, counted from 1."""
         weight = 1 - ema_decay(step, self.decay)
-        averaged = [parameter.data for parameter in self.network.parameters()]
-        current = [parameter.data for parameter in network.parameters()]
+        # Not .data, which hides the change from what was computed from the weights and kept (`Conv3x3`).
+        averaged = [parameter.detach() for parameter in self.network.parameters()]
+        current = [parameter.detach() for parameter in network.parameters()]
         torch._foreach_lerp_(averaged, current, weight)

@@ -1,0 +1,229 @@
+// 3x3 convolutions of channels_last pictures by Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray 2016): 2x2
+// outputs from 4x4 inputs with 16 products of transformed numbers a pair of channels, in place of 36.
+//
+// Tiles are taken in blocks whose transformed inputs stay in the cache. Numbers are read and written as float or
+// bfloat16; transforms and sums are float. Each tile is computed by itself, in one order of summation, so that a picture
+// does not depend on the batch or on the threads.
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "products.h"
+
+#ifdef DDPM_PRODUCTS_FLOAT32
+
+namespace {
+
+constexpr int64_t kCache = 256 << 10;  // bytes of transformed inputs in a block
+
+struct Shape {
+    int64_t batch, height, width, in, out;  // height and width of the output; those of the input are half if doubled
+    int64_t rows() const { return (height + 1) / 2; }
+    int64_t columns() const { return (width + 1) / 2; }
+    int64_t tiles() const { return batch * rows() * columns(); }
+};
+
+struct Tile {
+    int64_t picture, y, x;  // of its upper left output
+    Tile(const Shape& s, int64_t number) {
+        const int64_t in_picture = number % (s.rows() * s.columns());
+        picture = number / (s.rows() * s.columns());
+        y = 2 * (in_picture / s.columns());
+        x = 2 * (in_picture % s.columns());
+    }
+};
+
+// Of doubled pixels the two in the middle are equal, so that a third row and column of the transform are zero.
+template <bool Doubled>
+constexpr int kPlaces = Doubled ? 9 : 16;
+template <bool Doubled>
+constexpr int place(int i) {
+    return Doubled ? 4 * (i / 3 == 2 ? 3 : i / 3) + (i % 3 == 2 ? 3 : i % 3) : i;
+}
+
+// Numbers from one place to the next: not a multiple of 4096 bytes, which would share a few lines of the cache.
+template <typename T>
+int64_t apart(int64_t count, int64_t width) {
+    return count * width + 64 / int64_t(sizeof(T));
+}
+
+// B^T d B.
+inline void transform_input(const __m512 d[16], __m512 v[16]) {
+    __m512 h[16];
+    for (int j = 0; j < 4; ++j) {
+        h[j] = _mm512_sub_ps(d[j], d[8 + j]);
+        h[4 + j] = _mm512_add_ps(d[4 + j], d[8 + j]);
+        h[8 + j] = _mm512_sub_ps(d[8 + j], d[4 + j]);
+        h[12 + j] = _mm512_sub_ps(d[4 + j], d[12 + j]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        v[i] = _mm512_sub_ps(h[i], h[i + 2]);
+        v[i + 1] = _mm512_add_ps(h[i + 1], h[i + 2]);
+        v[i + 2] = _mm512_sub_ps(h[i + 2], h[i + 1]);
+        v[i + 3] = _mm512_sub_ps(h[i + 1], h[i + 3]);
+    }
+}
+
+// A^T m A.
+inline void transform_output(const __m512 m[16], __m512 y[4]) {
+    __m512 h[8];
+    for (int j = 0; j < 4; ++j) {
+        h[j] = _mm512_add_ps(_mm512_add_ps(m[j], m[4 + j]), m[8 + j]);
+        h[4 + j] = _mm512_sub_ps(_mm512_sub_ps(m[4 + j], m[8 + j]), m[12 + j]);
+    }
+    for (int i = 0; i < 2; ++i) {
+        y[2 * i] = _mm512_add_ps(_mm512_add_ps(h[4 * i], h[4 * i + 1]), h[4 * i + 2]);
+        y[2 * i + 1] = _mm512_sub_ps(_mm512_sub_ps(h[4 * i + 1], h[4 * i + 2]), h[4 * i + 3]);
+    }
+}
+
+// v [places, count, in], transformed inputs of the tiles from `first` on.
+template <typename T, bool Doubled>
+void gather(const T* x, const Shape& s, int64_t first, int64_t count, const T* zeros, T* v) {
+    constexpr int shift = Doubled ? 1 : 0;
+    const int64_t step = apart<T>(count, s.in);
+    for (int64_t t = 0; t < count; ++t) {
+        const Tile tile(s, first + t);
+        const T* pixel[16];
+        for (int i = 0; i < 16; ++i) {
+            const int64_t y = tile.y - 1 + i / 4, x_ = tile.x - 1 + i % 4;
+            const bool inside = y >= 0 && y < s.height && x_ >= 0 && x_ < s.width;
+            const int64_t row = tile.picture * (s.height >> shift) + (y >> shift);
+            pixel[i] = inside ? x + (row * (s.width >> shift) + (x_ >> shift)) * s.in : zeros;
+        }
+        for (int64_t c = 0; c < s.in; c += kLanes) {
+            __m512 d[16], transformed[16];
+            T* to = v + t * s.in + c;
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; ++i) d[i] = load(pixel[i] + c);
+            transform_input(d, transformed);
+#pragma GCC unroll 16
+            for (int i = 0; i < kPlaces<Doubled>; ++i) store(to + i * step, transformed[place<Doubled>(i)]);
+        }
+    }
+}
+
+// Write kWidth channels of the tiles from `first` on, plus bias and residual.
+template <typename T, bool Doubled>
+void scatter(const float* m, const Shape& s, int64_t first, int64_t count, int64_t channel, const float* bias,
+             const T* residual, T* y) {
+    const int64_t step = apart<float>(count, kWidth);
+    for (int64_t t = 0; t < count; ++t) {
+        const Tile tile(s, first + t);
+        for (int64_t c = 0; c < kWidth; c += kLanes) {
+            __m512 products[16], outputs[4];
+            const float* from = m + t * kWidth + c;
+            for (auto& vector : products) vector = _mm512_setzero_ps();
+#pragma GCC unroll 16
+            for (int i = 0; i < kPlaces<Doubled>; ++i) products[place<Doubled>(i)] = _mm512_loadu_ps(from + i * step);
+            transform_output(products, outputs);
+            const __m512 b = bias ? _mm512_loadu_ps(bias + channel + c) : _mm512_setzero_ps();
+            for (int i = 0; i < 4; ++i) {
+                const int64_t row = tile.y + i / 2, column = tile.x + i % 2;
+                if (row >= s.height || column >= s.width) continue;
+                const int64_t at = ((tile.picture * s.height + row) * s.width + column) * s.out + channel + c;
+                __m512 sum = _mm512_add_ps(outputs[i], b);
+                if (residual) sum = _mm512_add_ps(sum, load(residual + at));
+                store(y + at, sum);
+            }
+        }
+    }
+}
+
+template <typename T, bool Doubled>
+void convolve(const T* x, const T* u, const float* bias, const T* residual, T* y, const Shape& s, int threads) {
+    constexpr int places = kPlaces<Doubled>;
+    const int64_t fit = kCache / (16 * s.in * int64_t(sizeof(T))) / kRows * kRows;
+    const int64_t block = std::max<int64_t>(kRows, fit), blocks = (s.tiles() + block - 1) / block;
+    const int64_t matrix = s.in * kWidth, wide = s.out / kWidth;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<T> zeros(s.in), v(places * apart<T>(block, s.in));
+        std::vector<float> m(places * apart<float>(block, kWidth));
+#pragma omp for schedule(dynamic)
+        for (int64_t number = 0; number < blocks; ++number) {
+            const int64_t first = number * block, count = std::min(block, s.tiles() - first);
+            gather<T, Doubled>(x, s, first, count, zeros.data(), v.data());
+            for (int64_t k = 0; k < wide; ++k) {
+                for (int i = 0; i < places; ++i)
+                    product(v.data() + i * apart<T>(count, s.in), count, s.in,
+                            u + (place<Doubled>(i) * wide + k) * matrix, s.in,
+                            m.data() + i * apart<float>(count, kWidth), kWidth);
+                scatter<T, Doubled>(m.data(), s, first, count, k * kWidth, bias, residual, y);
+            }
+        }
+    }
+}
+
+// Strides of the weights, in numbers, as the convolution reads them: of output channel, input channel, row, column.
+struct Strides {
+    int64_t out, in, row, column;
+};
+
+// u [16, out / kWidth, in / pair, kWidth, pair] = G g G^T.
+template <typename T>
+void transform_weights(const float* weights, const Strides& s, int64_t in, int64_t out, T* u, int threads) {
+    const int64_t wide = out / kWidth;
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
+    for (int64_t k = 0; k < wide; ++k)
+        for (int64_t c = 0; c < in; c += kPair<T>) {
+            __m512 transformed[kPair<T>][kVectors][16];
+            for (int p = 0; p < kPair<T>; ++p) {
+                float g[9][kWidth];
+                for (int i = 0; i < 9; ++i) {
+                    const float* from = weights + (c + p) * s.in + (i / 3) * s.row + (i % 3) * s.column + k * kWidth * s.out;
+                    for (int lane = 0; lane < kWidth; ++lane) g[i][lane] = from[lane * s.out];
+                }
+                for (int half = 0; half < kVectors; ++half) {
+                    __m512 h[12];
+                    const __m512 part = _mm512_set1_ps(0.5f);
+                    for (int j = 0; j < 3; ++j) {
+                        const __m512 a = load(g[j] + half * kLanes), b = load(g[3 + j] + half * kLanes),
+                                     d = load(g[6 + j] + half * kLanes), sum = _mm512_add_ps(a, d);
+                        h[j] = a;
+                        h[3 + j] = _mm512_mul_ps(part, _mm512_add_ps(sum, b));
+                        h[6 + j] = _mm512_mul_ps(part, _mm512_sub_ps(sum, b));
+                        h[9 + j] = d;
+                    }
+                    for (int i = 0; i < 4; ++i) {
+                        const __m512 a = h[3 * i], b = h[3 * i + 1], d = h[3 * i + 2], sum = _mm512_add_ps(a, d);
+                        __m512* to = transformed[p][half] + 4 * i;
+                        to[0] = a;
+                        to[1] = _mm512_mul_ps(part, _mm512_add_ps(sum, b));
+                        to[2] = _mm512_mul_ps(part, _mm512_sub_ps(sum, b));
+                        to[3] = d;
+                    }
+                }
+            }
+            for (int i = 0; i < 16; ++i) {
+                T* to = u + ((i * wide + k) * in + c) * kWidth;
+                T row[kPair<T>][kWidth];
+                for (int p = 0; p < kPair<T>; ++p)
+                    for (int half = 0; half < kVectors; ++half) store(row[p] + half * kLanes, transformed[p][half][i]);
+                for (int lane = 0; lane < kWidth; ++lane)
+                    for (int p = 0; p < kPair<T>; ++p) to[lane * kPair<T> + p] = row[p][lane];
+            }
+        }
+}
+
+}  // namespace
+
+#define DDPM_WINOGRAD(NAME, TYPE)                                                                                     \
+    extern "C" void winograd_weights_##NAME(const float* weights, int64_t out_stride, int64_t in_stride, int64_t row, \
+                                            int64_t column, int64_t in, int64_t out, TYPE* u, int threads) {          \
+        transform_weights(weights, Strides{out_stride, in_stride, row, column}, in, out, u, threads);                 \
+    }                                                                                                                 \
+    extern "C" void winograd_##NAME(const TYPE* x, const TYPE* u, const float* bias, const TYPE* residual, TYPE* y,   \
+                                    int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out,            \
+                                    int doubled, int threads) {                                                       \
+        (doubled ? convolve<TYPE, true> : convolve<TYPE, false>)(x, u, bias, residual, y,                             \
+                                                                 Shape{batch, height, width, in, out}, threads);      \
+    }
+
+DDPM_WINOGRAD(float32, float)
+#ifdef DDPM_PRODUCTS_BFLOAT16
+DDPM_WINOGRAD(bfloat16, bfloat16)
+#endif
+
+#endif
