@@ -113,16 +113,14 @@ class _Conv3x3(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
         dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        dx = d_weight = None
+        dx = d_weight = d_bias = None
         if needs_x:
             turned = transform_weights(weight, x.dtype, transposed=True)
             dx = _convolved(dy, turned, weight.shape[1], None, None, False)
             dx = functional.avg_pool2d(dx, 2, divisor_override=1) if ctx.doubled else dx
-        if needs_weight:
-            seen = functional.interpolate(x, scale_factor=2.0, mode="nearest") if ctx.doubled else x
-            d_weight = _gradient_of_weights(dy, seen, weight)
-        d_bias = dy.sum((0, 2, 3), dtype=torch.float32) if needs_bias else None
-        return dx, d_weight, d_bias, dy if needs_residual else None, None, None
+        if needs_weight or needs_bias:
+            d_weight, d_bias = _gradients(x, dy, ctx.doubled)
+        return dx, d_weight, d_bias if needs_bias else None, dy if needs_residual else None, None, None
 
 
 def _convolved(
@@ -141,10 +139,15 @@ def _convolved(
     return y
 
 
-def _gradient_of_weights(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    rounded = weight.to(x.dtype)
-    _, gradient, _ = torch.ops.aten.convolution_backward(
-        dy, x, rounded, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
+def _gradients(x: Tensor, dy: Tensor, doubled: bool) -> tuple[Tensor, Tensor]:
+    """Return the gradients of weights and bias, float32."""
+    batch, out, height, width = dy.shape
+    in_ = x.shape[1]
+    d_weight, d_bias = torch.empty((out, 3, 3, in_)), torch.empty(out)
+    kernel("winograd_gradient", x.dtype)(
+        *map(pointer, (x, dy, d_weight, d_bias)),
+        *integers(batch, height, width, in_, out),
+        int(doubled),
+        torch.get_num_threads(),
     )
-    result: Tensor = gradient.to(weight.dtype)
-    return result
+    return d_weight.permute(0, 3, 1, 2), d_bias

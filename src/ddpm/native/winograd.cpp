@@ -1,5 +1,4 @@
-// 3x3 convolutions of channels_last pictures by Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray 2016): 2x2
-// outputs from 4x4 inputs with 16 products of transformed numbers a pair of channels, in place of 36.
+// 3x3 convolutions of channels_last pictures by Winograd's minimal filtering.
 //
 // Tiles are taken in blocks whose transformed inputs stay in the cache. Numbers are read and written as float or
 // bfloat16; transforms and sums are float. Each tile is computed by itself, in one order of summation, so that a picture
@@ -9,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "products.h"
+#include "winograd.h"
 
 #ifdef DDPM_PRODUCTS_FLOAT32
 
@@ -17,52 +16,10 @@ namespace {
 
 constexpr int64_t kCache = 256 << 10;  // bytes of transformed inputs in a block
 
-struct Shape {
-    int64_t batch, height, width, in, out;  // height and width of the output; those of the input are half if doubled
-    int64_t rows() const { return (height + 1) / 2; }
-    int64_t columns() const { return (width + 1) / 2; }
-    int64_t tiles() const { return batch * rows() * columns(); }
-};
-
-struct Tile {
-    int64_t picture, y, x;  // of its upper left output
-    Tile(const Shape& s, int64_t number) {
-        const int64_t in_picture = number % (s.rows() * s.columns());
-        picture = number / (s.rows() * s.columns());
-        y = 2 * (in_picture / s.columns());
-        x = 2 * (in_picture % s.columns());
-    }
-};
-
-// Of doubled pixels the two in the middle are equal, so that a third row and column of the transform are zero.
-template <bool Doubled>
-constexpr int kPlaces = Doubled ? 9 : 16;
-template <bool Doubled>
-constexpr int place(int i) {
-    return Doubled ? 4 * (i / 3 == 2 ? 3 : i / 3) + (i % 3 == 2 ? 3 : i % 3) : i;
-}
-
 // Numbers from one place to the next: not a multiple of 4096 bytes, which would share a few lines of the cache.
 template <typename T>
 int64_t apart(int64_t count, int64_t width) {
     return count * width + 64 / int64_t(sizeof(T));
-}
-
-// B^T d B.
-inline void transform_input(const __m512 d[16], __m512 v[16]) {
-    __m512 h[16];
-    for (int j = 0; j < 4; ++j) {
-        h[j] = _mm512_sub_ps(d[j], d[8 + j]);
-        h[4 + j] = _mm512_add_ps(d[4 + j], d[8 + j]);
-        h[8 + j] = _mm512_sub_ps(d[8 + j], d[4 + j]);
-        h[12 + j] = _mm512_sub_ps(d[4 + j], d[12 + j]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        v[i] = _mm512_sub_ps(h[i], h[i + 2]);
-        v[i + 1] = _mm512_add_ps(h[i + 1], h[i + 2]);
-        v[i + 2] = _mm512_sub_ps(h[i + 2], h[i + 1]);
-        v[i + 3] = _mm512_sub_ps(h[i + 1], h[i + 3]);
-    }
 }
 
 // A^T m A.
@@ -81,17 +38,10 @@ inline void transform_output(const __m512 m[16], __m512 y[4]) {
 // v [places, count, in], transformed inputs of the tiles from `first` on.
 template <typename T, bool Doubled>
 void gather(const T* x, const Shape& s, int64_t first, int64_t count, const T* zeros, T* v) {
-    constexpr int shift = Doubled ? 1 : 0;
     const int64_t step = apart<T>(count, s.in);
     for (int64_t t = 0; t < count; ++t) {
-        const Tile tile(s, first + t);
         const T* pixel[16];
-        for (int i = 0; i < 16; ++i) {
-            const int64_t y = tile.y - 1 + i / 4, x_ = tile.x - 1 + i % 4;
-            const bool inside = y >= 0 && y < s.height && x_ >= 0 && x_ < s.width;
-            const int64_t row = tile.picture * (s.height >> shift) + (y >> shift);
-            pixel[i] = inside ? x + (row * (s.width >> shift) + (x_ >> shift)) * s.in : zeros;
-        }
+        pixels_of<T, Doubled>(x, s, Tile(s, first + t), zeros, pixel);
         for (int64_t c = 0; c < s.in; c += kLanes) {
             __m512 d[16], transformed[16];
             T* to = v + t * s.in + c;
