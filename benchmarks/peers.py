@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 from torch import nn
 
 from ddpm.networks import UNet
@@ -17,6 +18,22 @@ from ddpm.networks.blocks import Attention, ResBlock
 #   norm_eps=1e-6           epsilon of GroupNorm in TensorFlow's contrib.layers (torch and diffusers: 1e-5)
 # diffusers projects the time embedding inside each block; here one matrix holds these projections row upon row.
 HO: dict[str, Any] = {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 1e-6}
+
+
+def reference_network(dropout: float = 0.0) -> UNet2DModel:
+    """Return the network of google/ddpm-cifar10-32, with random weights."""
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+        dropout=dropout,
+        **HO,
+    )
+    return network.eval()
 
 
 def _copy(source: nn.Module, target: nn.Module) -> None:

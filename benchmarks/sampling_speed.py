@@ -1,36 +1,32 @@
 """Pictures a second of sampling, beside diffusers' DDIMPipeline with the very same weights, in one run.
 
 The network is the CIFAR-10 U-Net of Ho et al. 2020 (35.7 M parameters; random weights, which take the same time). Each
-program runs at its default setting, and at every setting that could be its best; medians of interleaved repeats.
+program runs at its default setting, and at every setting that could be its best, in a process of its own; medians of
+turns. All steps of a batch cost the same, so `--timed` of the `--steps` are run and timed, and the rest is reckoned.
 
-python benchmarks/sampling_speed.py [--batch 64] [--steps 20] [--repeats 3] [--compile] [--json FILE]
+python benchmarks/sampling_speed.py [--batch 64] [--steps 20] [--timed 3] [--repeats 5] [--compile] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
-import platform
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from peers import HO, copy_unet
+from peers import copy_unet
+from turns import as_tree, machine, medians, serve, take_turns
 
 from ddpm.codec import PixelCodec
 from ddpm.config import NetworkConfig
 from ddpm.diffusion import make_schedule
-from ddpm.engine import Engine, choose_engine
+from ddpm.engine import choose_engine
 from ddpm.files import write_text
 from ddpm.model import Model
 from ddpm.networks import build_network
@@ -39,6 +35,14 @@ from ddpm.sampling_config import SamplingConfig
 
 NETWORK = NetworkConfig(base_channels=128, channel_multipliers=(1, 2, 2, 2), blocks_per_level=2, attention_levels=(1,))
 GOALS = {"best to best": "at least 1.5", "best to default": "at least 5"}
+SETTINGS = (
+    "ours, default",
+    "ours, float32",
+    "diffusers, default",
+    "diffusers, channels_last",
+    "diffusers, bfloat16 autocast, channels_last",
+)
+COMPILED = ("ours, default, compiled", "diffusers, bfloat16 autocast, channels_last, compiled")
 Sampling = Callable[[], object]
 
 
@@ -46,52 +50,55 @@ def main() -> None:
     """Time every setting, print a table, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="of a picture")
+    parser.add_argument("--timed", type=int, default=3, help="steps that are run and timed; as many as --steps: all")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="of each program; default: all cores")
     parser.add_argument("--compile", action="store_true", help="also compiled; minutes of compilation on a CPU")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    theirs = reference_network()
-    ours = our_model(theirs, arguments.steps)
-    apart = difference(theirs, ours)
-    settings = {
-        **{f"ours, {name}": way for name, way in our_settings(ours, arguments).items()},
-        **{f"diffusers, {name}": way for name, way in their_settings(theirs, arguments).items()},
-    }
-    seconds = measured(settings, arguments.repeats)
-    rates = {name: arguments.batch / statistics.median(times) for name, times in seconds.items()}
+    torch.set_num_threads(arguments.threads or os.cpu_count() or 1)
+    if arguments.worker:
+        work(arguments.worker, arguments.batch, arguments.timed)
+        return
+    names = [*SETTINGS, *(COMPILED if arguments.compile else ())]
+    passed = ["--batch", str(arguments.batch), "--timed", str(arguments.timed)]
+    passed += ["--threads", str(torch.get_num_threads())]
+    turns, facts = take_turns(names, passed, arguments.repeats)
+    share = arguments.timed / arguments.steps
+    rates = {name: arguments.batch * share / seconds for name, seconds in medians(turns, "wall").items()}
+    costs = {name: seconds / share / arguments.batch for name, seconds in medians(turns, "processor").items()}
     result = {
         "batch": arguments.batch,
         "steps": arguments.steps,
-        "parameters": ours.num_parameters,
-        "same weights: largest difference of outputs": apart,
+        "timed steps": arguments.timed,
+        "same weights: largest difference of outputs": facts["ours, default"]["difference"],
         "pictures a second": {name: round(rate, 4) for name, rate in rates.items()},
-        "seconds": {name: [round(value, 3) for value in times] for name, times in seconds.items()},
+        "processor seconds a picture": {name: round(cost, 4) for name, cost in costs.items()},
+        "turns": as_tree(turns),
         "ratios": ratios(rates),
+        "ratios of processor time": ratios({name: 1 / cost for name, cost in costs.items()}),
         "goals": GOALS,
         "machine": machine(),
     }
     for name, rate in rates.items():
-        print(f"{name:<42}{rate:>9.3f} pictures a second")
+        print(f"{name:<46}{rate:>8.3f} pictures a second{costs[name]:>8.3f} processor seconds a picture")
     for name, ratio in ratios(rates).items():
-        print(f"{name:<42}{ratio:>9.2f}{'':>3}({GOALS[name]})")
+        print(f"{name:<46}{ratio:>8.2f} ({GOALS[name]}); of processor time {result['ratios of processor time'][name]}")
     if arguments.json:
         write_text(arguments.json, json.dumps(result, indent=2) + "\n")
 
 
-def reference_network() -> UNet2DModel:
-    """Return the network of google/ddpm-cifar10-32, with random weights."""
-    torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=32,
-        block_out_channels=(128, 256, 256, 256),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=None,
-        **HO,
-    )
-    return network.eval().requires_grad_(False)
+def work(name: str, batch: int, steps: int) -> None:
+    """Be one setting."""
+    theirs = reference_network().requires_grad_(False)
+    if name.startswith("diffusers"):
+        serve(their_way(theirs, batch, steps, name), {})
+        return
+    ours = our_model(theirs, steps)
+    apart = difference(theirs, ours)
+    serve(our_way(ours, batch, name), {"difference": apart})
 
 
 def our_model(theirs: UNet2DModel, steps: int) -> Model:
@@ -116,82 +123,36 @@ def difference(theirs: UNet2DModel, ours: Model) -> float:
         return float((theirs(x_t, t).sample - ours.network(x_t, t)).abs().max())
 
 
-def our_settings(model: Model, arguments: argparse.Namespace) -> dict[str, Sampling]:
-    """Return what to time of ours: the default, then by hand float32, and compiled."""
-    engine = choose_engine()
-    plain = replace(engine, precision="float32", channels_last=False, native=False)
-    settings = {
-        "default": our_way(model, engine, arguments.batch),
-        "float32": our_way(model, plain, arguments.batch),
-    }
-    if arguments.compile:
-        settings["default, compiled"] = our_way(model, engine, arguments.batch, compiled=True)
-    return settings
-
-
-def our_way(model: Model, engine: Engine, count: int, *, compiled: bool = False) -> Sampling:
+def our_way(model: Model, count: int, name: str) -> Sampling:
     """Return the sampling of `ddpm sample`, without its files."""
-    network = engine.place(copy.deepcopy(model.network))
-    placed = replace(model, network=torch.compile(network) if compiled else network)
+    engine = choose_engine()
+    if "float32" in name:
+        engine = replace(engine, precision="float32")
+    network = engine.place(model.network)
+    placed = replace(model, network=torch.compile(network) if "compiled" in name else network)
     size = forecast(placed, count, engine).batch_size
     return lambda: list(make_pictures(placed, range(count), seed=0, engine=engine, batch_size=size))
 
 
-def their_settings(network: UNet2DModel, arguments: argparse.Namespace) -> dict[str, Sampling]:
-    """Return what to time of theirs: the default, and what could be faster (bfloat16 weights fail there)."""
-    settings = {
-        "default": their_way(network, arguments),
-        "channels_last": their_way(network, arguments, channels_last=True),
-        "bfloat16 autocast, channels_last": their_way(network, arguments, channels_last=True, autocast=True),
-    }
-    if arguments.compile:
-        settings["bfloat16 autocast, channels_last, compiled"] = their_way(
-            network, arguments, channels_last=True, autocast=True, compiled=True
-        )
-    return settings
-
-
-def their_way(
-    network: UNet2DModel,
-    arguments: argparse.Namespace,
-    *,
-    channels_last: bool = False,
-    autocast: bool = False,
-    compiled: bool = False,
-) -> Sampling:
-    """Return the call of DDIMPipeline, with arrays as its output as ours has."""
+def their_way(network: UNet2DModel, batch: int, steps: int, name: str) -> Sampling:
+    """Return the call of DDIMPipeline, with arrays as its output as ours has (bfloat16 weights fail there)."""
     device = choose_engine().device
-    unet = copy.deepcopy(network).to(device)
-    if channels_last:
+    unet = network.to(device)
+    if "channels_last" in name:
         unet = unet.to(memory_format=torch.channels_last)
-    if compiled:
+    if "compiled" in name:
         unet = torch.compile(unet)
     pipeline = DDIMPipeline(unet, DDIMScheduler(num_train_timesteps=1000))
     pipeline.set_progress_bar_config(disable=True)
 
     def run() -> object:
         context: AbstractContextManager[object] = (
-            torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if autocast else nullcontext()
+            torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if "autocast" in name else nullcontext()
         )
         with context:
-            return pipeline(batch_size=arguments.batch, num_inference_steps=arguments.steps, output_type="np")
+            return pipeline(batch_size=batch, num_inference_steps=steps, output_type="np")
 
     return run
-
-
-def measured(settings: dict[str, Sampling], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each setting, after one run of each that is not counted; repeats are interleaved."""
-    seconds: dict[str, list[float]] = {name: [] for name in settings}
-    for repeat in range(repeats + 1):
-        for name, run in settings.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat > 0:
-                seconds[name].append(time.perf_counter() - start)
-            print(f"{name}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
-    return seconds
 
 
 def ratios(rates: dict[str, float]) -> dict[str, float]:
@@ -201,22 +162,6 @@ def ratios(rates: dict[str, float]) -> dict[str, float]:
         "best to best": round(best["ours"] / best["diffusers"], 3),
         "best to default": round(best["ours"] / rates["diffusers, default"], 3),
     }
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
-    facts: dict[str, Any] = {
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "python": platform.python_version(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "engine": choose_engine().as_tree(),
-    }
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
 
 
 if __name__ == "__main__":

@@ -34,32 +34,33 @@ class Conv3x3(nn.Conv2d):
         """
         if self.fused:
             x = input.bfloat16() if torch.is_autocast_enabled("cpu") else input
-            if native.convolves(x, self.weight):
+            weight = self.weight  # computed at every reading where it has a low-rank update
+            if native.convolves(x, weight):
                 return native.conv3x3(
                     x,
-                    self.weight,
+                    weight,
                     self.bias,
                     residual=residual,
                     doubled=doubled,
-                    transformed=self._kept(x.dtype),
+                    transformed=self._kept(weight, x.dtype),
                 )
         h = super().forward(double(input) if doubled else input)
         return h if residual is None else residual + h
 
-    def _kept(self, dtype: torch.dtype) -> Tensor | None:
+    def _kept(self, weight: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Return the transformed weights, kept while they do not change; none for weights that are being trained.
 
         They take 16 / 9 of the memory that the weights would take in `dtype`.
         """
-        if self.weight.requires_grad:
+        if weight.requires_grad:
             self._transformed = None
             return None
         if self._transformed is not None:
-            weight, version, transformed = self._transformed
-            if weight is self.weight and version == weight._version and transformed.dtype == dtype:
+            source, version, transformed = self._transformed
+            if source is weight and version == weight._version and transformed.dtype == dtype:
                 return transformed
-        transformed = native.transform_weights(self.weight, dtype)
-        self._transformed = self.weight, self.weight._version, transformed
+        transformed = native.transform_weights(weight, dtype)
+        self._transformed = weight, weight._version, transformed
         return transformed
 
     def __getstate__(self) -> dict[str, Any]:
