@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from peers import copy_unet
+from peers import copy_unet, reference_network
 from turns import as_tree, machine, medians, serve, take_turns
 
 from ddpm.codec import PixelCodec
