@@ -121,6 +121,8 @@ def ask(
     Raises:
         SamplingError: for a class, a column or a picture that the model does not know what to do with.
     """
+    if not 0 <= seed < 2**64:
+        raise SamplingError(f"seed {seed}; expected 0 to 2^64 - 1")
     labels = None if label is None else _classes_named(spec, [label] if isinstance(label, str | int) else label)
     images = [image] if isinstance(image, str | Path | np.ndarray) else image
     if spec.picture is None and images is not None:

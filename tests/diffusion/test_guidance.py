@@ -144,7 +144,7 @@ def test_the_gradient_is_that_of_log_p_and_leaves_no_graph() -> None:
     assert not x_t.requires_grad
 
 
-def kinds_at(steps: int, count: int = 4000) -> dict[str, Tensor]:
+def kinds_at(steps: int, count: int = 300) -> dict[str, Tensor]:
     """Samples of class 1 at scale 1.5, by the two forms, from the same noise."""
     labels, times = torch.ones(count, dtype=torch.int64), spaced_timesteps(steps, SCHEDULE)
     source = NoiseSource(0, range(count), (2,), dtype=torch.float64)

@@ -49,13 +49,13 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[range]:
     """The numbers of all pictures that are sampled, batch by batch."""
     batches: list[range] = []
-    sample = subject._sample
+    sample = subject.Sampled._sample
 
-    def counting(model: Model, numbers: range, seed: int, tick: subject.Tick) -> Any:
+    def counting(self: subject.Sampled, model: Model, numbers: range, tick: subject.Tick) -> Any:
         batches.append(numbers)
-        return sample(model, numbers, seed, tick)
+        return sample(self, model, numbers, tick)
 
-    monkeypatch.setattr(subject, "_sample", counting)
+    monkeypatch.setattr(subject.Sampled, "_sample", counting)
     return batches
 
 
@@ -140,15 +140,15 @@ def test_what_was_killed_goes_on_to_the_same_numbers(
     assert {path: path.read_bytes() for path in shard_files(tmp_path, "*")} == kept
 
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "other"))
-    fill = subject._sample
+    fill = subject.Sampled._sample
 
-    def killed(model: Model, numbers: range, seed: int, tick: subject.Tick) -> Any:
+    def killed(self: subject.Sampled, model: Model, numbers: range, tick: subject.Tick) -> Any:
         if numbers.start == SHARD:
             raise KeyboardInterrupt
-        return fill(model, numbers, seed, tick)
+        return fill(self, model, numbers, tick)
 
     with monkeypatch.context() as patch:
-        patch.setattr(subject, "_sample", killed)
+        patch.setattr(subject.Sampled, "_sample", killed)
         with pytest.raises(KeyboardInterrupt):
             ddpm.evaluate(trained, n=number, **QUICK)
     sampled.clear()

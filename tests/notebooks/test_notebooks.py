@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import groupby
 from pathlib import Path
 
 import nbformat
@@ -27,10 +28,13 @@ def texts(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def shape(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """Return the kinds of each cell's outputs."""
+    """Return the kinds of each cell's outputs; how a stream was cut into pieces is a matter of chance."""
     return [
-        [output.get("name") or "+".join(sorted(output.get("data", {}))) for output in cell.get("outputs", [])]
-        for cell in notebook.cells
+        [
+            kind
+            for kind, _ in groupby(output.get("name") or "+".join(sorted(output.get("data", {}))) for output in outputs)
+        ]
+        for outputs in (cell.get("outputs", []) for cell in notebook.cells)
     ]
 
 

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from ddpm.codec import PixelCodec
+from ddpm.conditions import Condition
 from ddpm.config import DataConfig, NetworkConfig, ObjectiveConfig
 from ddpm.data import Store, open_store
 from ddpm.diffusion.denoiser import Denoiser, Prediction
+from ddpm.diffusion.guidance import Guidance
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.schedules import make_schedule
 from ddpm.errors import ConfigError, DataError, SamplingError
@@ -45,8 +47,10 @@ def digits() -> Store:
 class LearnedVariance(Model):
     """A model whose variance lies a third of the way between the fixed ones."""
 
-    def denoiser(self, *, clip: bool = True) -> Denoiser:
-        inner = Model.denoiser(self, clip=clip)
+    def denoiser(
+        self, *, clip: bool = True, condition: Condition | None = None, guidance: Guidance | None = None
+    ) -> Denoiser:
+        inner = Model.denoiser(self, clip=clip, condition=condition, guidance=guidance)
 
         def denoise(x_t: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
             prediction = inner(x_t, t)
