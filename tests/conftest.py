@@ -99,3 +99,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     deque(run(make_plan("digits", TINY, preset="digits", out=folder)), maxlen=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_points(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run of points in the plane; read it, do not write to it."""
+    from ddpm.training.run import run
+
+    folder = tmp_path_factory.mktemp("trained") / "points"
+    network = {"kind": "mlp", "base_channels": 16, "blocks_per_level": 1}
+    tree = {**TINY, "network": network, "training": {**TINY["training"], "previews": 50}}
+    deque(run(make_plan("swissroll", tree, preset="auto", out=folder)), maxlen=0)
+    return folder

@@ -31,7 +31,7 @@ def test_the_cost_of_a_step_is_drawn_on_both_axes(tmp_path: Path) -> None:
     linear, logarithmic = figure.axes
     stairs = linear.patches[0].get_data()  # type: ignore[attr-defined]
     np.testing.assert_allclose(stairs.values, [1.0, 0.5, 0.375])
-    assert stairs.edges.tolist() == [0, 1, 2, 6]
+    assert stairs.edges.tolist() == [1, 2, 3, 7]
     assert (logarithmic.get_xscale(), logarithmic.get_yscale()) == ("log", "log")
     assert logarithmic.patches[0].get_data().edges.tolist() == [1, 2, 3, 7]  # type: ignore[attr-defined]
     figure.savefig(tmp_path / "shares.png")
@@ -40,7 +40,7 @@ def test_the_cost_of_a_step_is_drawn_on_both_axes(tmp_path: Path) -> None:
 
 def test_rate_and_distortion_are_drawn_against_each_other() -> None:
     over_t, rate, curve = rate_distortion(BITS).axes
-    assert over_t.lines[0].get_xydata().tolist() == [[0, 2], [1, 4], [3.5, 20]]  # type: ignore[union-attr]
+    assert over_t.lines[0].get_xydata().tolist() == [[1, 2], [2, 4], [4.5, 20]]  # type: ignore[union-attr]
     rates = BITS.rates()
     assert rate.lines[0].get_ydata().tolist() == list(rates)  # type: ignore[union-attr]
     assert curve.lines[0].get_xydata().tolist() == [[rates[0], 2], [rates[1], 4], [rates[2], 20]]  # type: ignore[union-attr]

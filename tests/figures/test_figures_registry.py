@@ -22,7 +22,10 @@ def request_in(style: Style) -> Request:
     return Request(style)  # keeps what several figures share
 
 
-@pytest.mark.parametrize(("number", "name"), list(enumerate(FIGURES)))
+ALONE = [name for name, entry in FIGURES.items() if not entry.takes.endswith("needed")]
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(ALONE)))
 def test_every_figure_draws(number: int, name: str, tmp_path: Path) -> None:
     style: Style = ("light", "dark")[number % 2]  # type: ignore[assignment]
     figure = FIGURES[name].draw(request_in(style))
@@ -111,6 +114,32 @@ def test_pictures_of_a_trained_model(trained: Path, tmp_path: Path) -> None:
     for name in ("same-noise", "rate-distortion"):
         main(["figure", name, "--model", str(trained), "--out", str(tmp_path / f"{name}.png"), "--dpi", "30"])
         assert (tmp_path / f"{name}.png").exists()
+
+
+def test_what_points_have_taught_a_model(trained_points: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = ["--model", str(trained_points), "--dpi", "30"]
+    main(["figure", "score-learned", *words, "--out", str(tmp_path / "score.png")])
+    assert (tmp_path / "score.png").exists()
+    capsys.readouterr()
+    for name, given, says in (
+        ("score-learned", [], "make one with: ddpm train swissroll"),
+        ("same-noise", words, "the model makes points in the plane"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["figure", name, *given, "--out", str(tmp_path / "refused.png")])
+        assert caught.value.code == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "refused.png").exists()
+
+
+def test_all_are_those_that_the_model_can_show(
+    trained_points: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {name: FIGURES[name] for name in ("posterior-weights", "score-learned", "same-noise")}
+    monkeypatch.setattr("ddpm.figures.FIGURES", few)
+    main(["figure", "all", "--out", str(tmp_path), "--dpi", "30", "--model", str(trained_points)])
+    assert {path.stem for path in tmp_path.iterdir()} == {"posterior-weights", "score-learned"}
+    assert "not drawn, as they show another kind of model: same-noise" in capsys.readouterr().out
 
 
 def test_help_loads_no_torch_and_missing_matplotlib_is_said(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ddpm.codec import PixelCodec
+from ddpm.config import NetworkConfig
+from ddpm.diffusion.analytic import finite_set_denoiser
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import SCHEDULES, NoiseSchedule, make_schedule
 from ddpm.figures.errata import errata_noise, errata_posterior, errata_reverse, errata_weights, reverse_log10_variances
+from ddpm.figures.errata_steps import (
+    deviation_ratios,
+    errata_decoder,
+    errata_schedule,
+    errata_step,
+    errata_variance,
+)
 from ddpm.figures.estimators import (
     bound_estimators,
     estimate_bound,
@@ -23,6 +33,7 @@ from ddpm.figures.estimators import (
 )
 from ddpm.figures.forward import FreeStep, density, drift_and_noise, forward_histograms, forward_variance, lopsided
 from ddpm.figures.guidance import class_probability, guided_points, spread, two_classes
+from ddpm.figures.learned import relative_error, score_learned
 from ddpm.figures.posterior import (
     TWO_PEAKS,
     Mixture,
@@ -35,6 +46,7 @@ from ddpm.figures.posterior import (
 from ddpm.figures.reverse import one_step, same_noise, trajectories
 from ddpm.figures.schedules import schedules_compared
 from ddpm.figures.subject import Subject, digit_pictures, exact_bits, exact_digits, roll_denoiser
+from ddpm.model import Model
 
 pytest.importorskip("matplotlib")
 LINEAR = make_schedule("linear")
@@ -288,3 +300,61 @@ def test_the_wrong_reverse_mean_overflows() -> None:
     short = NoiseSchedule(torch.tensor([0.1, 0.2], dtype=torch.float64))
     x = (0.8**2 / (0.9 * 0.8) + 0.2) * 0.9**2 / 0.9
     assert reverse_log10_variances(short, divide_by_cumulative=True)[-1] == pytest.approx(math.log10(x), rel=1e-12)
+
+
+def test_schedules_and_steps_that_are_wrong_are_drawn_as_they_are_wrong() -> None:
+    product, ends, cosine = errata_schedule().axes
+    assert line(product, 0) == pytest.approx(np.full(T, ABAR[T]), rel=1e-9)
+    np.testing.assert_allclose(line(product, 1), ABAR[1:], rtol=1e-9)
+    assert line(ends, 0)[0] == pytest.approx(1.199, rel=1e-6)
+    assert line(ends, 1)[0] == pytest.approx(1, rel=1e-9)
+    texts = [text.get_text() for text in ends.get_legend().get_texts()]
+    assert ["3.996e-05" in texts[0], "4.036e-05" in texts[1]] == [True, True]
+    assert (line(cosine, 0)[499], line(cosine, 1)[499]) == pytest.approx((0.0786, 0.494), abs=5e-4)
+    reverse, forward, limit = errata_step().axes
+    assert line(reverse, 0)[-1] == pytest.approx(1 + BETA[2:].sum(), rel=1e-12)  # the reverse chain: a random walk
+    assert line(reverse, 1)[-1] == pytest.approx(1 - BETA[1], rel=1e-9)
+    np.testing.assert_allclose(line(forward, 1), 1, rtol=1e-9)
+    assert line(forward, 0)[-1] > 7
+    mean, last = line(limit, 1), [line(limit, 2 * k)[-1] for k in range(4)]
+    assert mean[-1] == pytest.approx(-1.5 * math.sqrt(ABAR[T]), rel=1e-9)
+    assert np.abs(last).max() > 0.3
+
+
+def test_each_variance_is_exact_for_its_data() -> None:
+    assert np.abs(deviation_ratios(LINEAR, "fixed_large", 1.0) - 1).max() < 1e-9
+    off_by_the_start = 1 / math.sqrt(1 - ABAR[T]) - 1  # x_T ~ N(0, 1) is not quite q(x_T) of a point
+    assert np.abs(deviation_ratios(LINEAR, "fixed_small", 0.0) - 1).max() < 2 * off_by_the_start
+    assert deviation_ratios(LINEAR, "fixed_large", 0.0)[-1] > 1.3
+    assert deviation_ratios(LINEAR, "fixed_small", 1.0).min() < 1 - 1e-4
+    both, constant, spread = errata_variance().axes
+    np.testing.assert_allclose(line(both, 1), BETA[2:], rtol=1e-9)
+    ratio = (1 - ABAR[1:-1]) / (1 - ABAR[2:])
+    np.testing.assert_allclose(line(both, 0), ratio * BETA[2:], rtol=1e-8)
+    np.testing.assert_allclose(line(constant, 0), 0.5 * (ratio - 1 - np.log(ratio)), rtol=1e-4, atol=1e-14)
+    assert line(spread, 1)[-1] > 0.3
+
+
+def test_the_decoder_leaves_the_squared_error_at_the_brightest_level() -> None:
+    middle, brightest = errata_decoder().axes
+    np.testing.assert_allclose(line(middle, 0), line(middle, 1), atol=0.3)
+    wrong, right = line(brightest, 0), line(brightest, 1)
+    assert right[0] == pytest.approx(wrong[0], abs=0.35)  # below the level, they agree
+    assert right[-1] < 1e-3 < 5 < wrong[-1]  # above it, nothing is lost
+
+
+def test_the_learned_score_of_an_exact_model_is_not_off() -> None:
+    points = torch.tensor([[0.5, 0.5], [-0.5, 0.3], [0.1, -0.7]])
+    exact = finite_set_denoiser(LINEAR, points.double())
+
+    class Knows(torch.nn.Module):
+        def forward(self, x_t: torch.Tensor, t: torch.Tensor, condition: object = None) -> torch.Tensor:
+            return exact(x_t.double(), t).eps.float()
+
+    codec = PixelCodec(None, (-1.0, 1.0), "float32")
+    model = Model(Knows(), NetworkConfig(kind="mlp"), LINEAR, "eps", codec, (1, 1, 2))
+    figure = score_learned(model, points, times=(20, 500), grid=5)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[2:] == ["learned: off by 0%", "learned: off by 0%"]
+    learned, right = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    assert relative_error(learned, right) == pytest.approx(5 / 4)

@@ -10,8 +10,11 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from torch import Tensor
+
+    from ddpm.data import Store
     from ddpm.diffusion.bits import BitsPerDim
-    from ddpm.figures import Request
+    from ddpm.figures import Entry, Request
     from ddpm.model import Model
 
 ALL = "all"
@@ -31,7 +34,7 @@ def figure(
     ] = None,
     dark: Annotated[bool, arg(help="light lines on dark paper")] = False,
     model: Annotated[
-        Path | None, arg(metavar="MODEL|RUN", help="whose pictures to show; by default exact denoisers of the digits")
+        Path | None, arg(metavar="MODEL|RUN", help="what it learned is shown; by default exact denoisers of the digits")
     ] = None,
     seed: Annotated[int, arg(metavar="S", help="of all random numbers")] = 0,
     dpi: Annotated[int, arg(metavar="N", help="of a PNG: dots an inch; figures are 7.2 inches wide")] = 200,
@@ -58,15 +61,25 @@ def figure(
         raise ConfigError(f"seed {seed}; expected 0 to 2^64 - 1")
     if not 20 <= dpi <= 2400:
         raise ConfigError(f"{dpi} dots an inch; expected 20 to 2400")
-    entries = FIGURES if name == ALL else {name: entry_of(name)}
     kind = format or suffix_of(out, name)
-    files = {key: place(out, key, kind, whole=name == ALL) for key in entries}
-    request = make_request(model, {entry.takes for entry in entries.values()}, dark=dark, seed=seed)
-    with bar(len(files), "figures") as shown:
+    asked = FIGURES if name == ALL else {name: entry_of(name)}
+    files = {key: place(out, key, kind, whole=name == ALL) for key in asked}
+    request = make_request(model, {entry.takes for entry in asked.values()}, dark=dark, seed=seed)
+    entries = {key: entry for key, entry in asked.items() if name != ALL or can_draw(entry, request)}
+    with bar(len(entries), "figures") as shown:
         for key, entry in entries.items():
             save_figure(entry.draw(request), files[key], kind, dpi)
             shown.update(1)
-    print(f"{len(files)} figures in {(out or Path('figures'))}" if name == ALL else f"figure: {files[name]}")
+    print(f"{len(entries)} figures in {(out or Path('figures'))}" if name == ALL else f"figure: {files[name]}")
+    if len(entries) < len(asked):
+        print(f"not drawn, as they show another kind of model: {', '.join(key for key in asked if key not in entries)}")
+
+
+def can_draw(entry: Entry, request: Request) -> bool:
+    """Whether a figure can be drawn of this model, or of none."""
+    if entry.takes == "a model of points, needed":
+        return request.points is not None
+    return entry.takes != "a model of pictures" or request.points is None
 
 
 def listing() -> list[str]:
@@ -74,9 +87,9 @@ def listing() -> list[str]:
     from ddpm.figures import FIGURES
 
     width = max(map(len, FIGURES))
-    marks = {"nothing": "", "a model of pictures": " [--model]", "a model, whose bound is measured": " [--model]"}
+    marks = {"nothing": "", "a model of points, needed": " (--model)"}
     return [
-        *(f"{name:<{width}}  {entry.shows}{marks[entry.takes]}" for name, entry in FIGURES.items()),
+        *(f"{name:<{width}}  {entry.shows}{marks.get(entry.takes, ' [--model]')}" for name, entry in FIGURES.items()),
         "",
         "draw one: ddpm figure NAME    all of them: ddpm figure all    dark, for print: --dark, --format svg",
     ]
@@ -137,16 +150,29 @@ def make_request(path: Path | None, takes: Iterable[str], *, dark: bool, seed: i
         raise ConfigError("this figure shows no model; leave out --model (`ddpm figure` says which take one)")
     model = Model.load(path)
     measured = measure(model, seed) if "a model, whose bound is measured" in takes else None
-    return Request(style, seed, model, measured)
+    points = points_of(model) if model.picture_shape == (1, 1, 2) else None
+    return Request(style, seed, model, measured, points)
 
 
 def measure(model: Model, seed: int) -> BitsPerDim:
     """Return the bound of a model on the held-out pictures of the data that it was trained on."""
-    from ddpm.config import from_tree
-    from ddpm.data import open_store
     from ddpm.evaluation.likelihood.bound import bits_per_dim_of
     from ddpm.terminal import bar
 
+    return bits_per_dim_of(model, data_of(model), n=64, seed=seed, progress=bar)
+
+
+def points_of(model: Model) -> Tensor:
+    """Return the points [N, 2] that a model was trained on, as x_0."""
+    data = data_of(model)
+    return model.codec.encode(data.pictures[data.train]).flatten(1)
+
+
+def data_of(model: Model) -> Store:
+    """Return the data that a model was trained on."""
+    from ddpm.config import from_tree
+    from ddpm.data import open_store
+    from ddpm.terminal import bar
+
     provenance = model.provenance
-    data = open_store(provenance["data"], from_tree(provenance["config"]).data, progress=bar)
-    return bits_per_dim_of(model, data, n=64, seed=seed, progress=bar)
+    return open_store(provenance["data"], from_tree(provenance["config"]).data, progress=bar)

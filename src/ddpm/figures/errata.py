@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 
 
-def _compare(
+def compare(
     axes: Axes, palette: Palette, t: Values, right: tuple[str, Values], wrong: tuple[str, Values], title: str
 ) -> None:
+    """Draw what is right, and dashed what is wrong, each with its name."""
     axes.plot(t, wrong[1], color=palette.wrong, linestyle="--", label=f"wrong: {wrong[0]}")
     axes.plot(t, right[1], color=palette.right, label=f"right: {right[0]}")
     axes.set(title=title, xlabel="t")
 
 
-def _tables(schedule: NoiseSchedule) -> tuple[Values, Values, Values, Values, Transition]:
+def tables(schedule: NoiseSchedule) -> tuple[Values, Values, Values, Values, Transition]:
     """Return t = 2 .. T, and there beta, alpha-bar, alpha-bar of t - 1, and the transition."""
     code = torch.arange(1, len(schedule), dtype=torch.float64)
     cumulative = schedule.alphas_cumprod.numpy()
@@ -48,11 +49,11 @@ def _tables(schedule: NoiseSchedule) -> tuple[Values, Values, Values, Values, Tr
 def errata_posterior(schedule: NoiseSchedule | None = None, *, style: Style = "light") -> Figure:
     """Return E1, E5 and E2: the weights of x_0 and x_t in mu-tilde, and beta-tilde (Ho et al. 2020, Eq. 7)."""
     schedule = schedule or make_schedule("linear")
-    t, beta, cumulative, before, right = _tables(schedule)
+    t, beta, cumulative, before, right = tables(schedule)
     alpha, alpha_before = 1 - beta, 1 - schedule.betas.numpy()[:-1]
     figure, palette = blank(style, height=3.1)
     first, second, third = panels(figure, 1, 3)
-    _compare(
+    compare(
         first,
         palette,
         t,
@@ -60,7 +61,7 @@ def errata_posterior(schedule: NoiseSchedule | None = None, *, style: Style = "l
         (r"$\frac{\sqrt{\alpha_{t-1}\beta_t}}{1-\alpha_t}$", np.sqrt(alpha_before * beta) / (1 - alpha)),
         r"E1: weight of $x_0$",
     )
-    _compare(
+    compare(
         second,
         palette,
         t,
@@ -71,7 +72,7 @@ def errata_posterior(schedule: NoiseSchedule | None = None, *, style: Style = "l
         ),
         r"E5: weight of $x_t$",
     )
-    _compare(
+    compare(
         third,
         palette,
         t,
@@ -116,7 +117,7 @@ def errata_reverse(schedule: NoiseSchedule | None = None, *, style: Style = "lig
     t = np.arange(1, len(schedule) + 1.0)
     figure, palette = blank(style, height=2.9)
     factor, variance = panels(figure, 1, 2)
-    _compare(
+    compare(
         factor,
         palette,
         t,
@@ -128,7 +129,7 @@ def errata_reverse(schedule: NoiseSchedule | None = None, *, style: Style = "lig
     names = (r"$1/\sqrt{\alpha_t}$", r"$1/\sqrt{\bar\alpha_t}$")
     right, wrong = (reverse_log10_variances(schedule, divide_by_cumulative=flag) for flag in (False, True))
     left_to_go = np.arange(len(schedule), -1.0, -1.0)
-    _compare(variance, palette, left_to_go, (names[0], right), (names[1], wrong), r"E3: $\log_{10}$ variance of $x_t$")
+    compare(variance, palette, left_to_go, (names[0], right), (names[1], wrong), r"E3: $\log_{10}$ variance of $x_t$")
     reference(variance, palette, float(np.log10(np.finfo(np.float64).max)), "largest float64")
     variance.set(xlabel="t, from noise to data")
     variance.invert_xaxis()
@@ -149,14 +150,14 @@ def errata_noise(schedule: NoiseSchedule | None = None, *, style: Style = "light
     betas, total = schedule.betas.numpy(), (1 - schedule.alphas_cumprod).numpy()
     figure, palette = blank(style, height=2.9)
     curve, mixing, series = panels(figure, 1, 3)
-    _compare(
+    compare(
         curve, palette, t, (r"$1-\bar\alpha_t$", total), ("linear in t", t / len(t)), "E17: share of noise in $x_t$"
     )
     roots, plain = [1.0], [1.0]
     for beta in betas:
         roots.append((1 - beta) * roots[-1] + beta)
         plain.append((1 - beta) ** 2 * plain[-1] + beta**2)
-    _compare(
+    compare(
         mixing,
         palette,
         np.arange(len(t) + 1.0),
@@ -166,7 +167,7 @@ def errata_noise(schedule: NoiseSchedule | None = None, *, style: Style = "light
     )
     steps = np.arange(1, 301.0)
     step = FreeStep(0.98, 0.02)
-    _compare(
+    compare(
         series,
         palette,
         steps,
@@ -188,12 +189,12 @@ def errata_weights(schedule: NoiseSchedule | None = None, *, style: Style = "lig
     with 1, not L_{t-1}. E26: an x_0 loss is the eps loss over the SNR; they are no more the same than 1 and SNR are.
     """
     schedule = schedule or make_schedule("linear")
-    t, beta, cumulative, _, _ = _tables(schedule)
+    t, beta, cumulative, _, _ = tables(schedule)
     code = torch.arange(1, len(schedule))
     right = bound_weight(code, schedule, "eps", "fixed_large").numpy()
     figure, palette = blank(style, height=2.9)
     first, second, third = panels(figure, 1, 3)
-    _compare(
+    compare(
         first,
         palette,
         t,
@@ -201,11 +202,11 @@ def errata_weights(schedule: NoiseSchedule | None = None, *, style: Style = "lig
         (r"$\frac{\beta_t^2}{2\sigma_t^2\bar\alpha_t(1-\bar\alpha_t)}$", beta / (2 * cumulative * (1 - cumulative))),
         r"E6: weight of an $\epsilon$ error",
     )
-    _compare(
+    compare(
         second, palette, t, (r"$w_t$ of $L_{t-1}$", right), ("1, of $L_{simple}$", np.ones_like(t)), "E9: the weight of"
     )
     second.set_title(r"E9: $L_{simple}$ is not $L_{t-1}-C$")
-    _compare(
+    compare(
         third,
         palette,
         t,

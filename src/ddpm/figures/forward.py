@@ -127,7 +127,7 @@ def forward_histograms(form: Form = "roots", *, style: Style = "light", seed: in
         if math.isfinite(step.limit):
             height = np.exp(-(edges**2) / (2 * step.limit)) / math.sqrt(2 * math.pi * step.limit)
             axes.plot(edges, height, color=palette.wrong, linestyle="--", linewidth=1.2)
-            limit, top = f"limit {step.limit:.3g}", max(top, 1.05 * float(height.max()))
+            limit, top = f"limit {step.limit:.2g}", max(top, 1.05 * float(height.max()))
         axes.set(title=f"{name}\na = {a:.3g}, b = {b:.3g}, {limit}", xlim=(-5, 5), ylim=(0, top))
         axes.legend(loc="upper right", handlelength=1.2, labelspacing=0.2, borderpad=0.1)
     step_text = (

@@ -24,15 +24,14 @@ def bound_shares(bits: BitsPerDim, *, style: Style = "light") -> Figure:
     """
     figure, palette = blank(style, height=3.0)
     first = [level.first for level in bits.levels]
-    edges = [float(t) for t in [*first, bits.levels[-1].last + 1]]
+    edges = [t + 1.0 for t in [*first, bits.levels[-1].last + 1]]  # the paper's t, which starts at 1, has a logarithm
     cost = [level.bits.value / level.size for level in bits.levels]
     margin = [2 * level.bits.error / level.size for level in bits.levels]
     for axes, logarithmic in zip(panels(figure, 1, 2), (False, True), strict=True):
-        shift = 1.0 if logarithmic else 0.0  # the paper's t, which starts at 1, has a logarithm
-        axes.stairs(cost, [edge + shift for edge in edges], color=palette.series[0], baseline=None)
-        middle = [(a + b) / 2 + shift for a, b in pairwise(edges)]
+        axes.stairs(cost, edges, color=palette.series[0], baseline=None)
+        middle = [(a + b) / 2 for a, b in pairwise(edges)]
         axes.errorbar(middle, cost, yerr=margin, fmt="none", ecolor=palette.series[0], alpha=0.4)
-        axes.set_xlabel("t + 1" if logarithmic else "t")
+        axes.set_xlabel("t")
         axes.set_ylabel("bits/dim of one step")
         if logarithmic:
             axes.set_xscale("log")
@@ -53,7 +52,7 @@ def rate_distortion(bits: BitsPerDim, *, style: Style = "light") -> Figure:
         ConfigError: if matplotlib is not installed.
     """
     figure, palette = blank(style, height=2.7)
-    middle = [(level.first + level.last) / 2 for level in bits.levels]
+    middle = [(level.first + level.last) / 2 + 1 for level in bits.levels]  # the paper's t
     distortion = [level.distortion.value for level in bits.levels]
     rate = list(bits.rates())
     curves = (

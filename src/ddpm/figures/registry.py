@@ -9,13 +9,25 @@ from typing import TYPE_CHECKING, Literal
 
 from ddpm.diffusion.bits import BitsPerDim
 from ddpm.errors import ConfigError, nearest
-from ddpm.figures import errata, estimators, forward, guidance, likelihood, posterior, reverse, schedules
+from ddpm.figures import (
+    errata,
+    errata_steps,
+    estimators,
+    forward,
+    guidance,
+    learned,
+    likelihood,
+    posterior,
+    reverse,
+    schedules,
+)
 from ddpm.figures.style import Style
 from ddpm.figures.subject import Subject, digit_pictures, exact_bits, exact_digits, model_subject
 from ddpm.model import Model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 _SET = 400  # digits whose exact denoiser the figures of the bound are of
 _MEASURED = 48
@@ -30,12 +42,14 @@ class Request:
         seed: 0 to 2^64 - 1, of all random numbers.
         model: for figures that show pictures; none: exact denoisers of the digits.
         measured: for figures of the bound; none: that of the exact denoiser of a set of digits, on some of them.
+        points: float [N, 2] that a model of points was trained on, as x_0; none where it is not one.
     """
 
     style: Style = "light"
     seed: int = 0
     model: Model | None = None
     measured: BitsPerDim | None = None
+    points: Tensor | None = None
 
     @cached_property
     def subject(self) -> Subject:
@@ -54,8 +68,22 @@ class Request:
             return self.measured
         return exact_bits(exact_digits("linear", _SET), digit_pictures(_SET)[:: _SET // _MEASURED], seed=self.seed)
 
+    @property
+    def learned(self) -> tuple[Model, Tensor]:
+        """A model of points, and what it was trained on.
 
-Takes = Literal["nothing", "a model of pictures", "a model, whose bound is measured"]
+        Raises:
+            ConfigError: without one.
+        """
+        if self.model is None or self.points is None:
+            raise ConfigError(
+                "this figure shows what a model of points has learned; make one with: ddpm train swissroll, "
+                "then: ddpm figure score-learned --model runs/swissroll"
+            )
+        return self.model, self.points
+
+
+Takes = Literal["nothing", "a model of pictures", "a model, whose bound is measured", "a model of points, needed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +103,7 @@ class Entry:
 
 _PICTURES: Takes = "a model of pictures"
 _BOUND: Takes = "a model, whose bound is measured"
+_POINTS: Takes = "a model of points, needed"
 
 FIGURES: dict[str, Entry] = {
     "forward-histograms": Entry(
@@ -129,6 +158,11 @@ FIGURES: dict[str, Entry] = {
         lambda r: reverse.score_field(style=r.style, seed=r.seed),
         "the score of 2-D data at three noise levels",
     ),
+    "score-learned": Entry(
+        lambda r: learned.score_learned(*r.learned, style=r.style, seed=r.seed),
+        "the score that a model of points has learned, beside the exact one of its data",
+        _POINTS,
+    ),
     "trajectories": Entry(
         lambda r: reverse.trajectories(style=r.style, seed=r.seed),
         "paths of points from noise to a Swiss roll: DDPM against DDIM",
@@ -182,6 +216,22 @@ FIGURES: dict[str, Entry] = {
     "errata-weights": Entry(
         lambda r: errata.errata_weights(style=r.style),
         "E6, E9, E26: weights of the losses",
+    ),
+    "errata-schedule": Entry(
+        lambda r: errata_steps.errata_schedule(style=r.style),
+        "E18, E20, E22: what alpha_bar is a product of, where beta begins, what cosine is",
+    ),
+    "errata-step": Entry(
+        lambda r: errata_steps.errata_step(style=r.style, seed=r.seed),
+        "E4, E23, E25: roots lost or taken for the variance, and where the chain leads",
+    ),
+    "errata-variance": Entry(
+        lambda r: errata_steps.errata_variance(style=r.style),
+        "E28: the two variances of the reverse step, and which data each is exact for",
+    ),
+    "errata-decoder": Entry(
+        lambda r: errata_steps.errata_decoder(style=r.style),
+        "E30: the last term L_0, and the squared error that is not quite the same",
     ),
 }
 """Every figure, in the order of the story."""

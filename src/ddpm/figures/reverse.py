@@ -15,7 +15,7 @@ from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.process import q_sample, score_from_eps
 from ddpm.diffusion.samplers import SampleStep, ddim, ddpm, spaced_timesteps
 from ddpm.figures.mosaic import draw_mosaic
-from ddpm.figures.style import Palette, Style, blank, finished, panels
+from ddpm.figures.style import Colour, Palette, Style, blank, finished, panels
 from ddpm.figures.subject import Subject, exact_digits, roll_denoiser
 
 if TYPE_CHECKING:
@@ -52,19 +52,10 @@ def score_field(
     for number, (axes, t) in enumerate(zip(panels(figure, 1, len(times)), times, strict=True)):
         reach = 1.25 + 1.5 * float(denoiser.schedule.signal_and_noise(t)[1])
         draw_density(axes, palette, denoiser, t, reach)
-        places = _plane(reach * 0.95, grid)
+        places = plane(reach * 0.95, grid)
         eps = denoiser(places, torch.full((len(places),), t, dtype=torch.float64)).eps
         uphill = score_from_eps(eps, torch.tensor(t), denoiser.schedule)
-        arrows = 1.8 * reach / grid * uphill / uphill.norm(dim=1).max()
-        axes.quiver(
-            *places.T.numpy(),
-            *arrows.T.numpy(),
-            color=palette.series[1],
-            angles="xy",
-            scale_units="xy",
-            scale=1,
-            width=0.005,
-        )
+        draw_arrows(axes, places, 1.8 * reach / grid * uphill / uphill.norm(dim=1).max(), palette.series[1])
         x_t = q_sample(denoiser.means, t, noise.normal(number, "figure score_field"), denoiser.schedule)
         axes.plot(*x_t.T.numpy(), ".", color=palette.ink, markersize=1.2)
         signal = float(denoiser.schedule.alphas_cumprod[t])
@@ -73,14 +64,21 @@ def score_field(
     return finished(figure, palette)
 
 
+def draw_arrows(axes: Axes, places: Tensor, arrows: Tensor, colour: Colour) -> None:
+    """Draw arrows [N, 2] at places [N, 2], in the units of the axes."""
+    x, y, along, up = *places.T.numpy(), *arrows.T.numpy()
+    axes.quiver(x, y, along, up, color=colour, angles="xy", scale_units="xy", scale=1, width=0.005)
+
+
 def without_frame(axes: Axes) -> None:
-    """Show a square part of the plane without ticks and lines around it."""
+    """Leave nothing but what lies in the plane, as wide as it is high."""
     axes.set(aspect="equal", xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def _plane(reach: float, side: int) -> Tensor:
+def plane(reach: float, side: int) -> Tensor:
+    """Return the places of a square grid around 0, float64 [side^2, 2]."""
     line = torch.linspace(-reach, reach, side, dtype=torch.float64)
     return torch.cartesian_prod(line, line)
 
@@ -91,7 +89,7 @@ def draw_density(axes: Axes, palette: Palette, denoiser: MixtureDenoiser, t: int
 
     side = 60
     levels = [c.reshape(1, 1).expand(side * side, 1) for c in denoiser.schedule.signal_and_noise(t)]
-    logarithm = denoiser.log_density(_plane(reach, side), *levels).logsumexp(1)
+    logarithm = denoiser.log_density(plane(reach, side), *levels).logsumexp(1)
     heights = (logarithm - logarithm.max()).exp().sqrt().reshape(side, side).T  # the root shows the slopes as well
     colours = LinearSegmentedColormap.from_list("density", [palette.paper, palette.series[0]])
     extent = (-reach, reach, -reach, reach)
@@ -118,15 +116,18 @@ def trajectories(
     x_T = noise.normal(0, "x_T")
     times = spaced_timesteps(steps, schedule)
     figure, palette = blank(style, height=3.6)
-    for axes, (name, sampler) in zip(panels(figure, 1, 2), (("DDPM", ddpm), ("DDIM", ddim)), strict=True):
-        path = [step.x for step in sampler(denoiser, schedule, x_T, noise, timesteps=times)]  # type: ignore[operator]
-        x = torch.stack([x_T, *path]).numpy()
+    ways = {}
+    for name, sampler in (("DDPM", ddpm), ("DDIM", ddim)):
+        path = [step.x for step in sampler(denoiser, schedule, x_T, noise, timesteps=times)]
+        ways[name] = torch.stack([x_T, *path]).numpy()
+    reach = 1.03 * max(float(np.abs(x[:, :count]).max()) for x in ways.values())
+    for axes, (name, x) in zip(panels(figure, 1, 2), ways.items(), strict=True):
         axes.plot(*denoiser.means.T.numpy(), ".", color=palette.faint, markersize=3, zorder=0)
         for k, colour in zip(range(count), palette.ramp(count), strict=True):
             axes.plot(*x[:, k].T, color=colour, linewidth=0.8)
             axes.plot(*x[0, k], "o", color=colour, markersize=3, markerfacecolor=palette.paper)
         axes.plot(*x[-1].T, ".", color=palette.series[1], markersize=2.5, zorder=1.5)
-        axes.set(title=f"{name}, {steps} steps", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
+        axes.set(title=f"{name}, {steps} steps", xlim=(-reach, reach), ylim=(-reach, reach))
         without_frame(axes)
     return finished(figure, palette)
 
