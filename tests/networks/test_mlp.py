@@ -50,7 +50,7 @@ def test_a_row_depends_on_its_own_point_and_time_only() -> None:
 def test_width_and_depth_are_what_was_asked_for() -> None:
     network = random_mlp(width=24, depth=3)
     assert len(network.blocks) == 3
-    assert tuple(network.enter.weight.shape) == (24, 6)
+    assert tuple(network.enter.weight.shape) == (24, 6 * 17)  # each of 6 values, its 8 sines and 8 cosines
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3, 1), (1, 3, 1, 2), (1, 6), (1, 2, 1, 4)])

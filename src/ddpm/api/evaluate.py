@@ -36,8 +36,8 @@ def evaluate(
     Args:
         subject: a model, its file, its run folder; or any pictures that `open_store` reads.
         data: what to compare with; none: what the model was trained on.
-        metrics: groups of scores: "kid", "fid", "sfid", "is", "prdc", "agreement", "memorization", "colour", "pixels",
-            "bits", "ode", or "all"; none: those that the data allow.
+        metrics: groups of scores: "energy", "kid", "fid", "sfid", "is", "prdc", "agreement", "memorization", "colour",
+            "pixels", "bits", "ode", or "all"; none: those that the data allow.
         n: how many samples, or of the pictures, evenly spread; none: 1,000 of small pictures, 2,048 of others, or all.
         features: an extractor's name or file; none: "pixels" for small pictures, "inception" for others.
         size: side, or (height, width), at which the data are read, for pictures that a model has made of them.

@@ -28,8 +28,8 @@ def evaluate(
         str | None,
         arg(
             metavar="LIST",
-            help="kid,fid,sfid,is,prdc,agreement,memorization,colour,pixels,bits,ode or all; by default what the data "
-            "allow",
+            help="energy,kid,fid,sfid,is,prdc,agreement,memorization,colour,pixels,bits,ode or all; by default what "
+            "data allow",
         ),
     ] = None,
     number: Annotated[

@@ -24,7 +24,10 @@ def sample(
     ] = None,
     /,
     *,
-    number: Annotated[int, arg(aliases=["-n"], metavar="N", help="how many pictures: numbers 0 to N - 1")] = 64,
+    number: Annotated[
+        int | None,
+        arg(aliases=["-n"], metavar="N", help="how many: numbers 0 to N - 1; by default 64, of points 2,000"),
+    ] = None,
     pictures: Annotated[
         str | None, arg(metavar="NUMBERS", help="instead of -n: the pictures of these numbers, such as 3,17,40-50")
     ] = None,
@@ -105,6 +108,8 @@ def sample(
 ) -> None:
     """Sample pictures: one file each (00000.png ...), and many of them in grid.png; or make a picture again.
 
+    Points in the plane are written as one table, points.csv (or points.npy), and drawn in grid.png.
+
     Args:
         model: where the model is.
         number: of pictures.
@@ -154,9 +159,9 @@ def sample(
         return
     if model is None:
         raise SamplingError("no model; expected: ddpm sample MODEL|RUN, or: ddpm sample --from PICTURE.png")
-    if number < 1:
+    if number is not None and number < 1:
         raise SamplingError(f"{number} pictures; expected at least 1")
-    which = range(number) if pictures is None else parse_numbers(pictures)
+    which = parse_numbers(pictures) if pictures is not None else None if number is None else range(number)
     if classifier is not None and guide_by is not None:
         raise SamplingError("--classifier and --guide-by; expected one guide")
     if guidance_form != "score" and classifier is None:
@@ -180,7 +185,7 @@ def sample(
     )
     run_job(job, progress=bar, tell=say)
     beside = ", labels.csv and grid.png" if job.asks else " and grid.png"
-    say(f"{len(which):,} pictures{beside} in {job.folder}")
+    say(f"{len(job.numbers):,} {job.noun}{beside} in {job.folder}")
 
 
 def _guidance_options(scale: float | None, interval: str | None, rescale: float | None) -> tuple[str, ...]:
@@ -217,7 +222,7 @@ def plan(
     path: Path,
     how: How,
     *,
-    numbers: Sequence[int],
+    numbers: Sequence[int] | None,
     seed: int,
     sampler: str | None,
     steps: int | None,
@@ -229,13 +234,13 @@ def plan(
     worse: Path | None = None,
     prompt_image: Path | None = None,
 ) -> Job:
-    """Return the job that the options describe; nothing is written yet."""
+    """Return the job that the options describe, without numbers of as many as are usual; nothing is written yet."""
     from ddpm.adapter import parse_adapter
     from ddpm.engine import choose_engine
     from ddpm.guides import guided_by_classifier, guided_by_worse
     from ddpm.model import Model
     from ddpm.model_file import locate
-    from ddpm.sampling.job import Job, default_folder, misuse, with_options
+    from ddpm.sampling.job import PICTURES, POINTS, Job, default_folder, makes_points, misuse, with_options
     from ddpm.terminal import say
 
     file = locate(path)
@@ -247,6 +252,8 @@ def plan(
     model = with_options(loaded, sampler=sampler, steps=steps, assignments=assignments)
     if warning := misuse(loaded, model):
         say(warning)
+    if numbers is None:
+        numbers = range(POINTS if makes_points(model) else PICTURES)
     if classifier is not None:
         model = guided_by_classifier(model, classifier, form)
     if worse is not None:

@@ -91,15 +91,21 @@ def render_grid(
     return grid
 
 
-def render_points(points: NDArray[Any], value_range: tuple[float, float]) -> Image.Image:
-    """Return points [N, 2] in the plane as a gray image; dark where many lie, the second axis upwards."""
+def render_points(points: NDArray[Any], value_range: tuple[float, float], side: int = POINTS_SIDE) -> Image.Image:
+    """Return points [N, 2] in the plane as a gray image; dark where many lie, the second axis upwards.
+
+    Args:
+        points: those outside the range lie on the edge.
+        value_range: of both axes.
+        side: pixels of each.
+    """
     low, high = value_range
-    scale = (POINTS_SIDE - 1) / (high - low if high > low else 1.0)
-    cells = np.clip(np.rint((points.astype(np.float64) - low) * scale), 0, POINTS_SIDE - 1).astype(np.int64)
-    counts = np.bincount(cells[:, 1] * POINTS_SIDE + cells[:, 0], minlength=POINTS_SIDE**2)
-    padded = np.pad(counts.reshape(POINTS_SIDE, POINTS_SIDE)[::-1], 1)
+    scale = (side - 1) / (high - low if high > low else 1.0)
+    cells = np.clip(np.rint((points.astype(np.float64) - low) * scale), 0, side - 1).astype(np.int64)
+    counts = np.bincount(cells[:, 1] * side + cells[:, 0], minlength=side**2)
+    padded = np.pad(counts.reshape(side, side)[::-1], 1)
     dots = sum(  # each point is a dot of 3x3 pixels: a single one is lost on a screen
-        padded[down : down + POINTS_SIDE, right : right + POINTS_SIDE] for down in range(3) for right in range(3)
+        padded[down : down + side, right : right + side] for down in range(3) for right in range(3)
     )
     return Image.fromarray(np.rint(PAPER * 0.5 ** np.asarray(dots)).astype(np.uint8))
 

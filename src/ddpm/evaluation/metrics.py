@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from ddpm.errors import ConfigError, DataError, nearest
 from ddpm.estimate import Estimate
 from ddpm.evaluation.scores.coverage import coverage
+from ddpm.evaluation.scores.energy import LEAST as ENERGY_LEAST
+from ddpm.evaluation.scores.energy import energy_distance
 from ddpm.evaluation.scores.frechet import frechet_distance, frechet_estimate, moments_of
 from ddpm.evaluation.scores.inception_score import inception_score
 from ddpm.evaluation.scores.kernel import LEAST, kernel_distance
@@ -137,11 +139,17 @@ def _coverage(reference: NDArray[Any]) -> Callable[[NDArray[Any]], Values]:
     return score
 
 
+def _energy(reference: NDArray[Any]) -> Callable[[NDArray[Any]], Values]:
+    real = thinned(reference, _MOST_NEIGHBOURS)
+    return lambda features: {"energy": (energy_distance(thinned(features, _MOST_NEIGHBOURS), real), None)}
+
+
 def _pair(estimate: Estimate) -> tuple[float, float | None]:
     return float(estimate.value), float(estimate.error)
 
 
 FEATURE_METRICS: dict[str, FeatureMetric] = {
+    "energy": FeatureMetric("pooled", ENERGY_LEAST, _energy, {"energy": ("energy distance", "0 is perfect")}),
     "kid": FeatureMetric("pooled", LEAST, _kernel, {"kid": ("KID, kernel distance", "0 is perfect")}),
     "fid": FeatureMetric("pooled", LEAST, _frechet("fid"), {"fid": ("FID, Fréchet distance", "lower is better")}),
     "sfid": FeatureMetric(

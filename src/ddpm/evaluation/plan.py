@@ -279,6 +279,8 @@ def _metrics(
             missing.pop("pixels")
         if opened.model is None or not opened.model.conditions.classes:
             missing.pop("agreement")
+    if not opened.store.is_points:
+        missing.pop("energy", None)
     return tuple(name for name in asked if not obstacles[name]), missing
 
 
@@ -294,6 +296,8 @@ def _obstacle(name: str, opened: Subject, offer: _Offer, count: int) -> str:
         return _no_agreement(opened, offer)
     if name == "colour" and opened.store.is_points:
         return "points have no colours"
+    if name == "energy" and not opened.store.is_points:
+        return "the energy distance is of points in the plane; of pictures, use kid"
     if name in LIKELIHOODS and opened.model is None:
         return "bits per dimension are of a model, not of its samples"
     if name == "bits" and opened.store.levels is None:

@@ -12,6 +12,8 @@ from ddpm.errors import ConfigError
 from ddpm.networks.blocks import time_embedding
 from ddpm.networks.conditioning import NumberEmbedding, check_condition, label_rows, number_rows
 
+_WAVES = 8  # frequencies
+
 
 class MlpBlock(nn.Module):
     """x + W2 silu(W1 norm(x) + time), with W2 zero at first: the block begins as the identity."""
@@ -32,8 +34,18 @@ class MlpBlock(nn.Module):
         return x + narrowed
 
 
+def waves(x: Tensor) -> Tensor:
+    """Return x [B, D], and sines and cosines of each value [B, D (1 + 2 * 8)].
+
+    Without them a network of smooth functions takes ten times as long to learn what is narrow, such as a spiral
+    (Tancik et al. 2020). They are 6.3 to 0.4 long: data lie in [-1, 1].
+    """
+    angles = (x[:, :, None] * torch.logspace(0, 1.2, _WAVES, device=x.device, dtype=x.dtype)).flatten(1)  # [B, 8 D]
+    return torch.cat([x, angles.sin(), angles.cos()], dim=1)
+
+
 class Mlp(nn.Module):
-    """Predicts from flattened x_t and t; the simplified network of many DDPM tutorials, made residual."""
+    """Predicts from flattened x_t and t; the simplified network of many DDPM tutorials, residual, with waves of x_t."""
 
     def __init__(
         self,
@@ -63,7 +75,7 @@ class Mlp(nn.Module):
         self.embed_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, width)
         self.number_embedding = NumberEmbedding(num_numbers, width) if num_numbers else None
-        self.enter = nn.Linear(math.prod(shape), width)
+        self.enter = nn.Linear((1 + 2 * _WAVES) * math.prod(shape), width)
         self.blocks = nn.ModuleList(MlpBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, math.prod(self.out_shape))
@@ -96,7 +108,7 @@ class Mlp(nn.Module):
             embedding = embedding + number_rows(
                 None if condition is None else condition.numbers, self.number_embedding, len(x_t)
             )
-        h = self.enter(x_t.flatten(1))  # [B, width]
+        h = self.enter(waves(x_t.flatten(1)))  # [B, width]
         for block in self.blocks:
             h = block(h, embedding)  # [B, width]
         output: Tensor = self.leave(torch.nn.functional.silu(self.norm(h)))  # [B, out_channels H W]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm.codec import Pictures, PixelCodec
 from ddpm.data import render_grid
+from ddpm.data.pictures import render_points
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SampleStep
 from ddpm.errors import RunError, SamplingError, nearest
@@ -27,6 +28,8 @@ MOST_PICTURES, MOST_POINTS = 16, 2000
 
 _MOST_FRAMES = 120
 _STRIP_PICTURES, _STRIP_MOMENTS = 5, 9
+_PLANE_IN_STRIP, _PLANE_IN_FILM = 120, 384  # pixels of a side of the plane that points lie in
+_NOISE_REACH = 2.6  # half the plane's side, over half the range of the data: where 99% of N(0, 1) lies
 _CELL = 64  # pixels of the longer side of a picture, in strips and films: smaller ones are enlarged
 _LINE = 18  # pixels of a line of text
 _GAP = 2
@@ -111,10 +114,10 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def render_strip(moments: Sequence[Moment], codec: PixelCodec) -> Image.Image:
-    """Return a sheet of moments: a column a time, and for x_t, then for x_0-hat, a row a picture."""
+    """Return a sheet of moments: a column a time, and for x_t, then for x_0-hat, a row a picture, or all points."""
     columns = [moments[i] for i in _spread(len(moments), _STRIP_MOMENTS)]
     blocks = [
-        [_column(side[:_STRIP_PICTURES], codec) for side in sides]
+        [_column(side, codec) for side in sides]
         for sides in ([moment.x_t for moment in columns], [moment.x_0 for moment in columns])
     ]
     width, height = blocks[0][0].size
@@ -135,7 +138,7 @@ def render_frames(moments: Sequence[Moment], codec: PixelCodec) -> list[Image.Im
     """Return the frames of a film: x_t at the left, x_0-hat at the right, the time above."""
     frames = []
     for moment in moments:
-        left, right = (_enlarged(_grid(side, codec)) for side in (moment.x_t, moment.x_0))
+        left, right = (_frame(side, codec) for side in (moment.x_t, moment.x_0))
         size = (_even(max(left.width + right.width + 4 * _GAP, 240)), _even(left.height + _LINE))
         frame = Image.new("RGB", size, "white")
         frame.paste(left, (0, _LINE))
@@ -212,7 +215,25 @@ def _write_mp4(images: Sequence[Image.Image], part: Path, kind: FilmKind) -> Non
 
 
 def _column(pictures: Pictures, codec: PixelCodec) -> Image.Image:
-    return _enlarged(_grid(pictures, codec, columns=1))
+    if are_points(pictures):
+        return _plane(pictures, codec, _PLANE_IN_STRIP)
+    return _enlarged(_grid(pictures[:_STRIP_PICTURES], codec, columns=1))
+
+
+def _frame(pictures: Pictures, codec: PixelCodec) -> Image.Image:
+    return _plane(pictures, codec, _PLANE_IN_FILM) if are_points(pictures) else _enlarged(_grid(pictures, codec))
+
+
+def _plane(points: Pictures, codec: PixelCodec, side: int) -> Image.Image:
+    """Return points [n, 1, 1, 2] as dots in a plane that has room for the noise they come from."""
+    low, high = codec.value_range
+    middle, reach = (low + high) / 2, _NOISE_REACH * (high - low) / 2
+    return render_points(points.reshape(-1, 2), (middle - reach, middle + reach), side).convert("RGB")
+
+
+def are_points(pictures: Pictures) -> bool:
+    """Whether these are points in the plane, [n, 1, 1, 2]."""
+    return pictures.shape[1:] == (1, 1, 2)
 
 
 def _grid(pictures: Pictures, codec: PixelCodec, columns: int | None = None) -> Image.Image:

@@ -36,6 +36,9 @@ Format = Literal["png", "tiff", "npy"]
 MOST_IN_GRID = 1024
 """Most pictures in grid.png: more would be too large to look at, and to hold."""
 
+PICTURES, POINTS = 64, 2000
+"""How many are sampled where nobody says how many."""
+
 _LONGEST_OPTIONS = 120  # bytes of a folder's name, for texts may be long
 
 
@@ -74,6 +77,8 @@ class Job:
         self.model.sampling_batches(len(self.numbers), seed=self.seed, batch_size=self.batch_size)
         for kind in self.films:
             check_film(kind)
+        if self.is_points and self.format == "tiff":
+            raise SamplingError("points in the plane are no TIFF; leave out --format (points.csv), or use --format npy")
         if self.asks:
             self.model.encode(self.asks[:1])  # refuses a picture to begin with, before the network runs
         if (spec := self.model.conditions.text) is not None:
@@ -88,9 +93,19 @@ class Job:
         return lambda numbers: self.model.encode([asked[i] for i in numbers])
 
     @property
+    def noun(self) -> str:
+        """What the samples are called."""
+        return "points" if self.is_points else "pictures"
+
+    @property
     def is_points(self) -> bool:
         """Whether these are points, and no pictures."""
-        return self.model.picture_shape[:2] == (1, 1)
+        return makes_points(self.model)
+
+
+def makes_points(model: Model) -> bool:
+    """Whether a model makes points in the plane, and no pictures."""
+    return model.picture_shape == (1, 1, 2)
 
 
 def with_options(model: Model, *, sampler: str | None, steps: int | None, assignments: Sequence[str]) -> Model:
@@ -166,8 +181,9 @@ def run_job(job: Job, *, progress: ProgressFactory, tell: Callable[[str], object
     recipe = recipe_of(model, job.file, job.folder, seed=job.seed, engine=job.engine)
     ahead = forecast(model, len(job.numbers), job.engine, batch_size=job.batch_size)
     tell(
-        f"{ahead.as_words()}: {len(job.numbers):,} pictures, {ahead.batch_size:,} at once, by {recipe.short_words()}: "
-        f"{ahead.evaluations:,} network evaluations a batch, on {job.engine.device} in {job.engine.precision}"
+        f"{ahead.as_words()}: {len(job.numbers):,} {job.noun}, {ahead.batch_size:,} at once, "
+        f"by {recipe.short_words()}: {ahead.evaluations:,} network evaluations a batch, "
+        f"on {job.engine.device} in {job.engine.precision}"
     )
     film = Film(model, job.numbers, job.seed) if job.films else None
     kept = _make_and_write(job, model, recipe, ahead, film, progress)
@@ -229,10 +245,11 @@ def _write_summary(job: Job, recipe: Recipe, kept: Pictures) -> None:
     grid = render_grid(in_grid, columns, levels=codec.levels, value_range=codec.value_range)
     save_png(grid, folder / "grid.png")
     try:
-        if job.is_points:
+        if job.format == "npy":
+            array = kept.reshape(len(kept), -1) if job.is_points else kept
+            write_atomically(folder / f"{job.noun}.npy", lambda part: _save_array(part, array))
+        elif job.is_points:
             _write_points(kept, folder / "points.csv")
-        elif job.format == "npy":
-            write_atomically(folder / "pictures.npy", lambda part: _save_array(part, kept))
         else:
             return
         common = {**json.loads(recipe.as_text()), "pictures": list(job.numbers)}

@@ -64,9 +64,10 @@ class Display:
         store, engine = self._plan.store, event.engine
         height, width, channels = self._plan.picture_shape
         part = "" if event.num_trained == event.num_parameters else f", {event.num_trained:,} of them trained"
+        kind = "points" if store.is_points else f"pictures of {height}x{width}x{channels}"
         say(f"run folder: {event.folder} (up to {in_bytes(event.forecast_bytes)})")
         say(
-            f"preset {self._plan.preset}: {len(store.train):,} pictures of {height}x{width}x{channels} to train on, "
+            f"preset {self._plan.preset}: {len(store.train):,} {kind} to train on, "
             f"{len(store.held_out):,} held out; network of {event.num_parameters / 1e6:.2f} M parameters{part}; "
             f"{event.num_steps:,} steps on {engine.device} in {engine.precision}"
         )
