@@ -76,7 +76,9 @@ def test_points_and_16_bit_pictures_can_be_filmed() -> None:
 
     points = np.random.default_rng(0).normal(size=(50, 1, 1, 2)).astype(np.float32)
     moments = [Moment(9.0, points, points), Moment(None, points, points)]
-    assert render_strip(moments, PixelCodec(None, (-3.0, 3.0), "float32")).width > 700
+    strip = np.asarray(render_strip(moments, PixelCodec(None, (-3.0, 3.0), "float32")).convert("L"))
+    planes = strip[:, -240:]  # two moments, 120 pixels wide each
+    assert (planes < 128).sum(0).reshape(2, 120).sum(1).min() > 100  # 50 dots and a frame in each
     deep = np.full((2, 8, 8, 1), 65535, np.uint16)
     frame = render_frames([Moment(None, deep, deep)], PixelCodec(65536, (0.0, 65535.0), "uint16"))[0]
     assert frame.getpixel((10, 40)) == (255, 255, 255)

@@ -35,13 +35,14 @@ class MlpBlock(nn.Module):
 
 
 def waves(x: Tensor) -> Tensor:
-    """Return x [B, D], and sines and cosines of each value [B, D (1 + 2 * 8)].
+    """Return each value of x [B, D] and its sines and cosines, value after value [B, D (1 + 2 * 8)].
 
     Without them a network of smooth functions takes ten times as long to learn what is narrow, such as a spiral
-    (Tancik et al. 2020). They are 6.3 to 0.4 long: data lie in [-1, 1].
+    (Tancik et al. 2020). They are 6.3 to 0.4 long: data lie in [-1, 1]. An x of zeros, which is how "nothing known
+    yet" is written, has features of zeros: hence the one less than the cosine.
     """
-    angles = (x[:, :, None] * torch.logspace(0, 1.2, _WAVES, device=x.device, dtype=x.dtype)).flatten(1)  # [B, 8 D]
-    return torch.cat([x, angles.sin(), angles.cos()], dim=1)
+    angles = x[:, :, None] * torch.logspace(0, 1.2, _WAVES, device=x.device, dtype=x.dtype)  # [B, D, 8]
+    return torch.cat([x[:, :, None], angles.sin(), angles.cos() - 1], dim=2).flatten(1)
 
 
 class Mlp(nn.Module):
