@@ -31,8 +31,8 @@ from ddpm.evaluation.scores.coverage import coverage
 from ddpm.evaluation.scores.frechet import Moments, frechet_distance, frechet_estimate, moments_of
 from ddpm.figures.style import blank, finished, legend_below, panels, reference, save_figure
 from ddpm.files import sha256_of, write_text
-from ddpm.guides import guided_by_classifier
 from ddpm.model import Model
+from ddpm.model.guides import guided_by_classifier
 from ddpm.model_file import locate
 
 FREE, BY_CLASSIFIER, PLAIN = "classifier-free", "classifier", "unconditional"

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 
 from ddpm.codec import PixelCodec
-from ddpm.conditions_config import ConditionSpec
 from ddpm.config import NetworkConfig
+from ddpm.config.conditions import ConditionSpec
+from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import make_schedule
 from ddpm.engine import Engine, choose_engine
 from ddpm.files import write_text
 from ddpm.model import Model
 from ddpm.networks import build_network
-from ddpm.sampling_config import SamplingConfig
 
 NETWORK = NetworkConfig(base_channels=32, channel_multipliers=(1, 2, 2), blocks_per_level=1, attention_levels=(2,))
 SHAPE = (28, 28, 1)

@@ -25,12 +25,12 @@ import torch
 
 import ddpm
 from ddpm.config import from_tree
+from ddpm.config.sampling import Variance
 from ddpm.data import Store, open_store
 from ddpm.evaluation.likelihood.bound import bits_per_dim_of
 from ddpm.evaluation.scores.frechet import frechet_distance_between
 from ddpm.files import write_text
 from ddpm.model import Model
-from ddpm.sampling_config import Variance
 
 PARAMETERIZATIONS = ("mu", "x_0", "eps", "v")
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -25,13 +25,13 @@ from turns import as_tree, machine, medians, serve, take_turns
 
 from ddpm.codec import PixelCodec
 from ddpm.config import NetworkConfig
+from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import make_schedule
 from ddpm.engine import choose_engine
 from ddpm.files import write_text
 from ddpm.model import Model
 from ddpm.networks import build_network
 from ddpm.sampling import forecast, make_pictures
-from ddpm.sampling_config import SamplingConfig
 
 NETWORK = NetworkConfig(base_channels=128, channel_multipliers=(1, 2, 2, 2), blocks_per_level=2, attention_levels=(1,))
 GOALS = {"best to best": "at least 1.5", "best to default": "at least 5"}

@@ -11,12 +11,12 @@ from PIL import Image
 
 from ddpm.cli.main import main
 from ddpm.codec import PixelCodec
-from ddpm.conditions_config import ConditionSpec, NumberColumn, PairedPicture
 from ddpm.config import NetworkConfig
+from ddpm.config.conditions import ConditionSpec, NumberColumn, PairedPicture
+from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import make_schedule
 from ddpm.model import Model
 from ddpm.networks import build_network
-from ddpm.sampling_config import SamplingConfig
 
 Capture = pytest.CaptureFixture[str]
 

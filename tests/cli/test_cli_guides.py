@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from ddpm.classifier import Classifier, build_classifier_network
 from ddpm.cli.main import main
 from ddpm.codec import PixelCodec
-from ddpm.conditions_config import ConditionSpec
 from ddpm.config import ClassifierConfig, NetworkConfig
+from ddpm.config.conditions import ConditionSpec
+from ddpm.config.sampling import SamplingConfig
 from ddpm.diffusion import make_schedule
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import SamplingError
 from ddpm.files import sha256_of
-from ddpm.guides import ClassifierGuide, guided_by_classifier, guided_by_worse
 from ddpm.model import Model
+from ddpm.model.guides import ClassifierGuide, guided_by_classifier, guided_by_worse
 from ddpm.networks import build_network
-from ddpm.sampling_config import SamplingConfig
 
 Capture = pytest.CaptureFixture[str]
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cli.test_cli_conditions import CLASSES, Capture, refused, sample, saved
-from ddpm.conditions_config import ConditionSpec, TextSpec
+from ddpm.config.conditions import ConditionSpec, TextSpec
 from ddpm.errors import SamplingError
 from ddpm.model import Model
 from ddpm.sampling.recipe import read_recipe

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import TINY
-from ddpm.conditioning import draw
+from ddpm.conditions.asked import draw
 from ddpm.config import merge
 from ddpm.errors import ConfigError, DataError
 from ddpm.evaluation.likelihood.unseen import choose

@@ -51,7 +51,7 @@ def test_metrics_by_name() -> None:
     assert parse_metrics(["all"]) == METRICS
     with pytest.raises(ConfigError, match="did you mean 'memorization'"):
         parse_metrics(["memorizatoin"])
-    with pytest.raises(ConfigError, match="no metric is asked for; known are .*kid, fid"):
+    with pytest.raises(ConfigError, match=r"no metric is asked for; known are .*kid, fid"):
         parse_metrics([])
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionSpec, NumberColumn, PairedPicture
 from ddpm.config import NetworkConfig
+from ddpm.config.conditions import ConditionSpec, NumberColumn, PairedPicture
 from ddpm.errors import ConfigError
 from ddpm.networks import build_network
 

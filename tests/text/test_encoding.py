@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.conditions_config import TextSpec
+from ddpm.config.conditions import TextSpec
 from ddpm.errors import ConfigError, TextError
 from ddpm.text.encoding import MOST_CAPTIONS, caption_tokens, encode_texts, text_spec
 from ddpm.text.frozen import load_encoder

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from conftest import TINY, MakePlan
-from ddpm.conditioning import draw
-from ddpm.conditions_config import ConditionsConfig, conditions_tree
+from ddpm.conditions.asked import draw
+from ddpm.conditions.of_data import conditions_of, declare
 from ddpm.config import DataConfig, merge
+from ddpm.config.conditions import ConditionsConfig, conditions_tree
 from ddpm.data import open_store
-from ddpm.data_conditions import conditions_of, declare
 from ddpm.errors import ConfigError, DataError
 from ddpm.model import Model
 from ddpm.training.batches import BatchSource, balanced_rows

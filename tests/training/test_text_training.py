@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from conftest import TINY
-from ddpm.conditioning import Asked, draw, encode
-from ddpm.conditions_config import ConditionsConfig, conditions_tree
+from ddpm.conditions.asked import Asked, draw, encode
+from ddpm.conditions.of_data import conditions_of, declare
 from ddpm.config import DataConfig, merge
+from ddpm.config.conditions import ConditionsConfig, conditions_tree
 from ddpm.data import open_store
-from ddpm.data_conditions import conditions_of, declare
 from ddpm.errors import ConfigError, DataError, SamplingError, TextError
 from ddpm.model import Model
 from ddpm.networks import build_network
@@ -97,7 +97,7 @@ class TestLearned:
         assert np.array_equal(*pictures)
 
     def test_what_was_asked_for_can_be_written_down(self, painter: Model) -> None:
-        from ddpm.conditioning import asked_of
+        from ddpm.conditions.asked import asked_of
 
         for ask in (Asked(text="red, and blue"), Asked(label="a", text=""), Asked()):
             assert asked_of(ask.as_tree()) == ask

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm.conditions_config import conditions_tree
 from ddpm.config import merge
+from ddpm.config.conditions import conditions_tree
 from ddpm.data.progress import silent
 from ddpm.evaluation.scorer import scorer_for
 from ddpm.model import Model

@@ -128,7 +128,7 @@ def _inspect_file(path: Path) -> None:
 
 
 def _inspect_adapter(path: Path) -> None:
-    from ddpm.adapter import Adapter
+    from ddpm.model.adapter import Adapter
 
     adapter = Adapter.load(path)
     provenance, base = adapter.provenance, adapter.provenance.get("base", "BASE")

@@ -27,9 +27,9 @@ def merge(
         out: the file.
         overwrite: whether it may be there.
     """
-    from ddpm.adapter import parse_adapter
     from ddpm.errors import ConfigError, RunError
     from ddpm.model import Model
+    from ddpm.model.adapter import parse_adapter
     from ddpm.terminal import say
 
     if not adapters:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ddpm.sampling_config import SamplerName
+from ddpm.config.sampling import SamplerName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,10 +235,10 @@ def plan(
     prompt_image: Path | None = None,
 ) -> Job:
     """Return the job that the options describe, without numbers of as many as are usual; nothing is written yet."""
-    from ddpm.adapter import parse_adapter
     from ddpm.engine import choose_engine
-    from ddpm.guides import guided_by_classifier, guided_by_worse
     from ddpm.model import Model
+    from ddpm.model.adapter import parse_adapter
+    from ddpm.model.guides import guided_by_classifier, guided_by_worse
     from ddpm.model_file import locate
     from ddpm.sampling.job import PICTURES, POINTS, Job, default_folder, makes_points, misuse, with_options
     from ddpm.terminal import say

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ddpm.conditions_config import conditions_tree
 from ddpm.config import merge, parse_assignments, read_file, to_tree
+from ddpm.config.conditions import conditions_tree
 from ddpm.errors import ConfigError
 
 if TYPE_CHECKING:

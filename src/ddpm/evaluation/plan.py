@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from ddpm.conditions import Condition
+from ddpm.conditions.of_data import conditions_for
 from ddpm.data import ProgressFactory, Store
-from ddpm.data_conditions import conditions_for
 from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, DdpmError
 from ddpm.evaluation.extractors.features import Extractor, load_extractor

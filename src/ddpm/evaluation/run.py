@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.codec import Pictures
-from ddpm.conditioning import draw
+from ddpm.conditions.asked import draw
 from ddpm.data import ProgressFactory
 from ddpm.data.progress import silent
 from ddpm.errors import DataError

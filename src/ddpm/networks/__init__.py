@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ddpm.conditions_config import ConditionSpec, TextSpec
 from ddpm.config import NetworkConfig
+from ddpm.config.conditions import ConditionSpec, TextSpec
 from ddpm.errors import ConfigError
 from ddpm.networks.mlp import Mlp
 from ddpm.networks.text import TextInput

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddpm.codec import Pictures
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionSpec
+from ddpm.config.conditions import ConditionSpec
 from ddpm.diffusion.samplers import SampleStep
 from ddpm.engine import Engine
 from ddpm.errors import SamplingError

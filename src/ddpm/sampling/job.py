@@ -14,8 +14,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ddpm.codec import Pictures
-from ddpm.conditioning import Asked
+from ddpm.conditions.asked import Asked
 from ddpm.config import explain, parse_assignments
+from ddpm.config.sampling import SAMPLER_OPTIONS, SamplingConfig, not_taken
 from ddpm.data import render_grid, save_png, to_image
 from ddpm.data.pictures import save_tiff
 from ddpm.data.progress import ProgressFactory
@@ -28,7 +29,6 @@ from ddpm.sampling.batches import Conditions, Forecast, forecast, make_pictures
 from ddpm.sampling.films import Film, FilmKind, check_film, save_film
 from ddpm.sampling.labels import grouped, write_labels
 from ddpm.sampling.recipe import TEXT_KEY, Recipe, condition_tree, recipe_of
-from ddpm.sampling_config import SAMPLER_OPTIONS, SamplingConfig, not_taken
 from ddpm.text.encoding import check_texts
 
 Format = Literal["png", "tiff", "npy"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm.codec import Pictures
-from ddpm.conditioning import Asked
+from ddpm.conditions.asked import Asked
 from ddpm.errors import RunError
 from ddpm.files import write_text
 

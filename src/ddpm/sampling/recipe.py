@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from ddpm.conditioning import Asked, asked_of
+from ddpm.conditions.asked import Asked, asked_of
 from ddpm.engine import Engine
 from ddpm.errors import SamplingError
 from ddpm.files import sha256_of
-from ddpm.guides import Guide, guided_by_classifier, guided_by_worse
 from ddpm.model import Model
+from ddpm.model.guides import Guide, guided_by_classifier, guided_by_worse
 from ddpm.model_file import locate
 from ddpm.version import __version__
 

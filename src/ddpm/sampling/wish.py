@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm.conditioning import Asked, ask
-from ddpm.conditions_config import ConditionSpec
+from ddpm.conditions.asked import Asked, ask
+from ddpm.config.conditions import ConditionSpec
 from ddpm.data.sources.layout import EXTENSIONS, GRID_NAME
 from ddpm.errors import SamplingError
 

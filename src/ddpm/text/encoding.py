@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm.conditions_config import OWN_TEXT, TextSpec
+from ddpm.config.conditions import OWN_TEXT, TextSpec
 from ddpm.data.progress import ProgressFactory, silent
 from ddpm.errors import ConfigError
 from ddpm.text.frozen import FrozenEncoder, kept_features, load_encoder, refuse_long

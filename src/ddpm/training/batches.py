@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddpm.codec import Codec, Pictures
 from ddpm.conditions import Condition
-from ddpm.data_conditions import DataConditions
+from ddpm.conditions.of_data import DataConditions
 from ddpm.diffusion.noise import NoiseSource, stream
 from ddpm.training.importance import uniform_times
 

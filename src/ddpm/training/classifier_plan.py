@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ddpm.classifier_presets import CLASSIFIER_PRESET_NAMES, classifier_preset_tree
 from ddpm.codec import PixelCodec
 from ddpm.config import MIN_SIZE, ClassifierConfig, ScheduleName, explain, merge
+from ddpm.config.classifier_presets import CLASSIFIER_PRESET_NAMES, classifier_preset_tree
+from ddpm.config.presets import default_preset
 from ddpm.data import ProgressFactory, Store, open_store
 from ddpm.diffusion.schedules import NoiseSchedule, make_schedule
 from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, RunError, nearest
 from ddpm.model_file import read_model_file
-from ddpm.presets import default_preset
 from ddpm.training.batches import balanced_rows
 from ddpm.training.plan import default_out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
-from ddpm.data_conditions import told_of_conditions
+from ddpm.conditions.of_data import told_of_conditions
 from ddpm.terminal import in_bytes, interval, say
 from ddpm.training.events import Evaluated, Event, Finished, Notice, Previewed, Saved, Scored, Started
 from ddpm.training.loop import StepReport

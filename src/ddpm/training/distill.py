@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.conditions import Condition
+from ddpm.conditions.of_data import conditions_of
 from ddpm.config import Config, DistillationConfig, from_tree, merge, to_tree
 from ddpm.data import ProgressFactory, Store, open_store
-from ddpm.data_conditions import conditions_of
 from ddpm.diffusion import process
 from ddpm.diffusion.denoiser import Denoiser, clipped, network_denoiser
 from ddpm.diffusion.distillation import (

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddpm.codec import Codec
+from ddpm.conditions.of_data import DataConditions
 from ddpm.data import Store
-from ddpm.data_conditions import DataConditions
 from ddpm.diffusion.noise import NoiseSource, stream
 from ddpm.diffusion.objectives import Losses, concatenated
 from ddpm.training.batches import Batch

@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm.adapter import Adapter, AdapterKind, weights_sha256
-from ddpm.adapter_config import FineTuningConfig
+from ddpm.conditions.of_data import DataConditions, conditions_of, declare
 from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
+from ddpm.config.adapters import FineTuningConfig
+from ddpm.config.section import Section
 from ddpm.data import ProgressFactory, Store, open_store
-from ddpm.data_conditions import DataConditions, conditions_of, declare
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.engine import choose_engine
 from ddpm.errors import ConfigError, DataError, ModelFileError
 from ddpm.files import sha256_of
 from ddpm.model import Model
+from ddpm.model.adapter import Adapter, AdapterKind, weights_sha256
 from ddpm.model_file import ADAPTER_NAME, MODEL_NAME, locate
 from ddpm.networks.carry import carry_weights
 from ddpm.networks.lora import add_low_rank, low_rank_tensors
-from ddpm.section import Section
 from ddpm.training.checkpoint import read_notes
 from ddpm.training.plan import Plan, default_out, difference
 from ddpm.training.run_folder import RunFolder

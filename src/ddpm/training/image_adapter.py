@@ -17,22 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddpm.adapter import STATISTICS, AdapterKind, prompt_input
-from ddpm.adapter_config import ImageAdapterConfig
 from ddpm.codec import PixelCodec
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionSpec
+from ddpm.conditions.of_data import DataConditions
 from ddpm.config import from_tree, merge, to_tree
+from ddpm.config.adapters import ImageAdapterConfig
+from ddpm.config.conditions import ConditionSpec
+from ddpm.config.section import Section
 from ddpm.data import ProgressFactory
 from ddpm.data.cache import cache_root
 from ddpm.data.progress import silent
-from ddpm.data_conditions import DataConditions
 from ddpm.diffusion.noise import stream
 from ddpm.errors import ConfigError
 from ddpm.model import Model
+from ddpm.model.adapter import STATISTICS, AdapterKind, prompt_input
+from ddpm.model.prompts import BASE, PromptEncoder, PromptReader, kept_prompts, load_prompt_encoder
 from ddpm.networks.image_adapter import add_image_adapter, image_adapter_tensors
-from ddpm.prompts import BASE, PromptEncoder, PromptReader, kept_prompts, load_prompt_encoder
-from ddpm.section import Section
 from ddpm.training.fine_tune import FROM_BASE, FineTuningPlan, make_fine_tuning_plan
 from ddpm.training.preview import Shown
 

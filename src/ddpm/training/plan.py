@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ddpm.codec import PixelCodec
-from ddpm.conditions_config import ConditionSpec
+from ddpm.conditions.of_data import DataConditions, declare, place_of_pictures
 from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
+from ddpm.config.conditions import ConditionSpec
+from ddpm.config.presets import NAMES, auto_preset, default_preset, preset_tree
 from ddpm.data import ProgressFactory, Store, open_store
-from ddpm.data_conditions import DataConditions, declare, place_of_pictures
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import NoiseSchedule, make_schedule
 from ddpm.engine import Engine, choose_engine
@@ -25,7 +26,6 @@ from ddpm.errors import ConfigError
 from ddpm.model import Model
 from ddpm.model_file import MODEL_NAME
 from ddpm.networks import build_network
-from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
 from ddpm.training.batches import balanced_rows
 from ddpm.training.loop import Objective
 from ddpm.training.preview import Shown, shown_in_previews

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ddpm.codec import Pictures, PixelCodec
-from ddpm.conditioning import Asked, draw, encode
 from ddpm.conditions import Condition
+from ddpm.conditions.asked import Asked, draw, encode
+from ddpm.conditions.of_data import DataConditions
 from ddpm.data import Store, render_grid, save_png
-from ddpm.data_conditions import DataConditions
 from ddpm.engine import Engine
 from ddpm.model import Model
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ddpm.codec import Pictures
 from ddpm.conditions import Condition
+from ddpm.conditions.of_data import DataConditions, conditions_for
 from ddpm.data import Store
-from ddpm.data_conditions import DataConditions, conditions_for
 from ddpm.diffusion.denoiser import Denoiser
 from ddpm.diffusion.noise import NoiseSource, stream
 from ddpm.errors import ConfigError, DataError

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ddpm.training.evaluate
-from ddpm.adapter import Adapter, parse_adapter, weights_sha256
 from ddpm.cli.main import main
 from ddpm.errors import ConfigError, DdpmError, ModelFileError
 from ddpm.model import Model
+from ddpm.model.adapter import Adapter, parse_adapter, weights_sha256
 from ddpm.training.fine_tune import FineTuningPlan, make_fine_tuning_plan
 from ddpm.training.run import run
 from tiny_runs import differing, train_all

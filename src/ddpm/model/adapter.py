@@ -15,15 +15,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ddpm.adapter_config import ImageAdapterConfig, LoraConfig
 from ddpm.config import explain
+from ddpm.config.adapters import ImageAdapterConfig, LoraConfig
 from ddpm.errors import ConfigError, ModelFileError, SamplingError
 from ddpm.files import sha256_of
+from ddpm.model.prompts import PromptReader, load_prompt_encoder
 from ddpm.model_file import ADAPTER_FORMAT, ADAPTER_NAME, read_model_file, write_model_file
 from ddpm.networks.image_adapter import load_image_adapter
 from ddpm.networks.lora import merge_low_rank
 from ddpm.networks.prompt import PromptInput
-from ddpm.prompts import PromptReader, load_prompt_encoder
 
 if TYPE_CHECKING:
     from ddpm.model import Model

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm.classifier import Classifier
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionSpec
+from ddpm.config.conditions import ConditionSpec
 from ddpm.diffusion.denoiser import Denoiser, bound
 from ddpm.diffusion.guidance import Guidance, LogProbability, autoguided, classifier_guided, mean_shift
 from ddpm.diffusion.samplers.ancestral import MeanShift

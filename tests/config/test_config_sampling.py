@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from ddpm.config import from_tree
+from ddpm.config.sampling import SamplingConfig
 from ddpm.errors import ConfigError
-from ddpm.sampling_config import SamplingConfig
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ddpm.section import Section
+from ddpm.config.section import Section
 
 
 class FineTuningConfig(Section):

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 
 import ddpm.training.evaluate
-from ddpm.adapter import Adapter
 from ddpm.cli.main import main
-from ddpm.conditioning import ask
 from ddpm.conditions import Condition
+from ddpm.conditions.asked import ask
 from ddpm.data import open_store
 from ddpm.data.progress import silent
 from ddpm.errors import ConfigError, DdpmError, ModelFileError
 from ddpm.model import Model
-from ddpm.prompts import kept_prompts, load_prompt_encoder, read_prompt
+from ddpm.model.adapter import Adapter
+from ddpm.model.prompts import kept_prompts, load_prompt_encoder, read_prompt
 from ddpm.training.image_adapter import ImageAdapterPlan, make_image_adapter_plan
 from ddpm.training.run import run
 from tiny_runs import differing, train_all

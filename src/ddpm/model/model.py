@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ddpm.adapter import AppliedAdapter, with_adapter
 from ddpm.codec import Pictures, PixelCodec
-from ddpm.conditioning import Asked, Image, Label, ask, encode
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionSpec
-from ddpm.config import MIN_SIZE, NetworkConfig, explain
+from ddpm.conditions.asked import Asked, Image, Label, ask, encode
+from ddpm.config import NetworkConfig, explain
+from ddpm.config.conditions import ConditionSpec
+from ddpm.config.sampling import SamplingConfig, Variance
 from ddpm.diffusion.denoiser import (
     ConditionalDenoiser,
     Denoiser,
@@ -34,12 +34,12 @@ from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.errors import ConfigError, ModelFileError, SamplingError, nearest
 from ddpm.files import sha256_of
-from ddpm.guides import Guide
+from ddpm.model.adapter import AppliedAdapter, with_adapter
+from ddpm.model.guidance import advised_guidance, negative_condition, refuse_guidance
+from ddpm.model.guides import Guide
+from ddpm.model.prompts import ImagePrompt, PromptReader, read_prompt
+from ddpm.model.storing import fields_from, parts_of
 from ddpm.model_file import read_model_file, write_model_file
-from ddpm.networks import build_network
-from ddpm.prompts import ImagePrompt, PromptReader, read_prompt
-from ddpm.sampling_config import SamplingConfig, Variance
-from ddpm.text.encoding import encode_texts
 
 OnStep = Callable[[SampleStep], object]
 
@@ -47,9 +47,6 @@ _KNOWN = ", ".join(SAMPLERS)
 
 _VALUES_A_BATCH = 2**18
 """Pixel values sampled at once by default: 64 pictures of 3x32x32 and a bit; keeps activations under about 2 GiB."""
-
-_MOST_VALUES = 2**28
-"""Most values of a picture that a model file may announce: 1 GiB of float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +136,11 @@ class Model:
             denoiser = bound(self.conditional_denoiser(), condition)
         else:
             denoiser = classifier_free(
-                self.conditional_denoiser(), condition, guidance, self.schedule, against=self._against(condition)
+                self.conditional_denoiser(),
+                condition,
+                guidance,
+                self.schedule,
+                against=negative_condition(self, condition),
             )
         if clip and self.codec.clip_range is not None:
             return clipped(denoiser, self.schedule, *self.codec.clip_range)
@@ -148,11 +149,7 @@ class Model:
     @property
     def guidance(self) -> Guidance | None:
         """Guidance as the sampling advice has it; None where it has none. A guide's is 1 if nothing is said."""
-        advice = self.sampling
-        scale = advice.guidance if self.guide is None or advice.guidance is not None else 1.0
-        if scale is None or (scale == 1 and self.guide is None):
-            return None
-        return Guidance(scale, advice.guidance_interval, advice.guidance_rescale or 0.0)
+        return advised_guidance(self)
 
     @property
     def spec(self) -> ConditionSpec:
@@ -160,13 +157,6 @@ class Model:
         if self.conditions.any or self.guide is None or self.guide.spec is None:
             return self.conditions
         return self.guide.spec
-
-    def _against(self, condition: Condition) -> Condition | None:
-        """Return what guidance leads away from: the negative text; None where there is none, for no condition."""
-        if self.sampling.negative is None or self.conditions.text is None:
-            return None
-        tokens = encode_texts(self.conditions.text, [self.sampling.negative]).to(self.device)
-        return replace(condition.dropped(), tokens=tokens.expand(len(condition), *tokens.shape[1:]))
 
     def encode(self, asks: Sequence[Asked]) -> Condition | None:
         """Return the condition of pictures, on the model's device; None for an unconditional model.
@@ -271,7 +261,7 @@ class Model:
             SamplingError: for guidance of a model that knows no pictures without condition, or no others; or if a model
                 that makes pictures from pictures is given none.
         """
-        self._refuse_guidance()
+        refuse_guidance(self)
         height, width, channels = self.picture_shape
         noise = NoiseSource(seed, pictures, (channels, height, width), device=self.device)
         advice = self.sampling
@@ -295,27 +285,6 @@ class Model:
             or spaced_timesteps(advice.steps, self.schedule, advice.spacing or sampler.spacing),
             **options,
         )
-
-    def _refuse_guidance(self) -> None:
-        if not self.sampling.is_guided:
-            return
-        negative = self.sampling.negative
-        if negative is not None and self.guide is not None:
-            raise SamplingError(f"negative '{negative}', but a guide decides what is led away from; leave one out")
-        if negative is not None and self.conditions.text is None:
-            raise SamplingError(f"negative '{negative}', but this model was trained without texts; leave it out")
-        if self.prompt_reader is not None or self.guide is not None:
-            return  # without a prompt, an image adapter leaves its base as it is; a guide needs no dropout
-        if not self.conditions.any:
-            raise SamplingError(
-                f"guidance {self.sampling.guidance:g}, but this model was trained without conditions: there is nothing "
-                "to guide to; leave it out"
-            )
-        if self.conditions.dropout == 0:
-            raise SamplingError(
-                f"guidance {self.sampling.guidance:g}, but this model was trained with conditions.dropout=0, and knows "
-                "no pictures without condition to guide away from; train with some, such as 0.1"
-            )
 
     def _placed(self, condition: Condition | None, pictures: Sequence[int], seed: int) -> Condition | None:
         if self.prompt is not None and len(pictures):
@@ -435,25 +404,7 @@ class Model:
             raise ModelFileError(
                 "an image adapter has layers of its own, and cannot be merged into a model; keep it as the file it is"
             )
-        description = {
-            "network": json.loads(self.network_config.model_dump_json()),
-            "parameterization": self.parameterization,
-            "variance": self.variance,
-            "codec": {
-                "levels": self.codec.levels,
-                "value_range": list(self.codec.value_range),
-                "dtype": self.codec.dtype,
-            },
-            "picture_shape": list(self.picture_shape),
-            "sampling": self.sampling.as_tree(),
-            "provenance": {**self.provenance, **self._adapted()},
-            **({"conditions": json.loads(self.conditions.model_dump_json())} if self.conditions.any else {}),
-        }
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        write_model_file(Path(path), description, {**tensors, "schedule.betas": self.schedule.betas})
-
-    def _adapted(self) -> dict[str, Any]:
-        return {"adapters": [each.as_tree() for each in self.adapters]} if self.adapters else {}
+        write_model_file(Path(path), *parts_of(self))
 
     @staticmethod
     def load(path: str | Path, *, device: str = "cpu") -> Model:
@@ -465,41 +416,12 @@ class Model:
         path = Path(path)
         description, tensors = read_model_file(path)
         try:
-            model = _from_parts(description, tensors)
+            model = Model(**fields_from(description, tensors))
         except (ConfigError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             first = explain(error) if isinstance(error, ValidationError) else str(error)
             reason = first.splitlines()[0] if first else type(error).__name__
             raise ModelFileError(f"'{path}' describes no valid model: {type(error).__name__}: {reason}") from error
         return model.to(device)
-
-
-def _from_parts(description: dict[str, Any], tensors: dict[str, Tensor]) -> Model:
-    network_config = NetworkConfig.model_validate_json(json.dumps(description["network"]))
-    shape = _checked_shape(description["picture_shape"], MIN_SIZE if network_config.kind == "unet" else 1)
-    variance: Variance = TypeAdapter(Variance).validate_python(description.get("variance", "fixed_large"))
-    codec = description["codec"]
-    low, high = codec["value_range"]
-    weights = {name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")}
-    for name, tensor in weights.items():
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"weight '{name}' is {tensor.dtype}, expected torch.float32")
-    conditions = ConditionSpec.model_validate_json(json.dumps(description.get("conditions", {})))
-    with torch.device("meta"):  # so that a wrong description is refused before it takes any memory
-        network = build_network(network_config, shape, learned_variance=variance == "learned", conditions=conditions)
-    network.load_state_dict(weights, strict=True, assign=True)
-    network.eval().requires_grad_(False)
-    return Model(
-        network=network,
-        network_config=network_config,
-        schedule=NoiseSchedule(tensors["schedule.betas"]),
-        parameterization=TypeAdapter(Parameterization).validate_python(description["parameterization"]),
-        codec=PixelCodec(codec["levels"], (float(low), float(high)), codec["dtype"]),
-        picture_shape=shape,
-        variance=variance,
-        conditions=conditions,
-        sampling=SamplingConfig.model_validate_json(json.dumps(description["sampling"])),
-        provenance=_checked_provenance(description["provenance"]),
-    )
 
 
 def _unconditional(network: nn.Module) -> Callable[[Tensor, Tensor, Condition | None], Tensor]:
@@ -508,21 +430,3 @@ def _unconditional(network: nn.Module) -> Callable[[Tensor, Tensor, Condition | 
         return output
 
     return run
-
-
-def _checked_shape(sides: list[int], least: int) -> tuple[int, int, int]:
-    height, width, channels = sides
-    if not all(type(side) is int for side in sides) or min(height, width) < least or channels < 1:
-        raise ValueError(f"picture_shape is {sides}; expected height and width from {least}, and at least one channel")
-    if math.prod(sides) > _MOST_VALUES:
-        raise ValueError(f"picture_shape is {sides}; expected at most {_MOST_VALUES:,} values")
-    return height, width, channels
-
-
-def _checked_provenance(tree: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        raise TypeError(f"provenance is {tree!r}; expected an object")
-    for key in ("step", "pictures_seen", "data_count"):
-        if type(tree.get(key, 0)) is not int:
-            raise ValueError(f"provenance.{key} is {tree[key]!r}; expected a whole number")
-    return tree

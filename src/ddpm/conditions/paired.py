@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ddpm.conditions_config import PairedPicture
+from ddpm.config.conditions import PairedPicture
 from ddpm.data.decode import BadPictureError, read_pixels
 from ddpm.data.transform import full_scale, to_gray
 from ddpm.diffusion.noise import stream

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from ddpm.codec import PixelCodec
-from ddpm.conditioning import Asked, asked_of, class_named, draw, encode
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionSpec, NumberColumn
+from ddpm.conditions.asked import Asked, asked_of, class_named, draw, encode
 from ddpm.config import NetworkConfig
+from ddpm.config.conditions import ConditionSpec, NumberColumn
 from ddpm.diffusion import make_schedule
 from ddpm.errors import SamplingError
 from ddpm.model import Model

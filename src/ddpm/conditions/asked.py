@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionSpec, TextSpec
+from ddpm.conditions.paired import given, given_file
+from ddpm.config.conditions import ConditionSpec, TextSpec
 from ddpm.diffusion.noise import stream
 from ddpm.errors import SamplingError, nearest
-from ddpm.paired import given, given_file
 from ddpm.text.encoding import encode_texts
 
 Label = str | int

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm.config import Config, from_tree, keys_of, merge, parse_assignments, read_file, to_tree
+from ddpm.config.presets import NAMES, auto_preset, default_preset, preset_tree
 from ddpm.errors import ConfigError
 from ddpm.networks import build_network
-from ddpm.presets import NAMES, auto_preset, default_preset, preset_tree
 
 
 @pytest.mark.parametrize(

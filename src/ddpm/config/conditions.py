@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from ddpm.config.section import Section
 from ddpm.errors import ConfigError, nearest
-from ddpm.section import Section
 from ddpm.text.tokenizer import FIRST_MERGE
 
 PictureKind = Literal["gray", "low_resolution", "mask", "paired"]

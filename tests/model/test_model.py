@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from ddpm.codec import PixelCodec
 from ddpm.config import NetworkConfig
+from ddpm.config.sampling import SamplingConfig, Variance
 from ddpm.diffusion import make_schedule
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS
 from ddpm.errors import ModelFileError, SamplingError
 from ddpm.model import Model
 from ddpm.networks import build_network
-from ddpm.sampling_config import SamplingConfig, Variance
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ddpm.section import Section
+from ddpm.config.section import Section
 
 SamplerName = Literal[
     "unipc",

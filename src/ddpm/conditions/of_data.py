@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.codec import Codec, PixelCodec
-from ddpm.conditioning import standardised
 from ddpm.conditions import Condition
-from ddpm.conditions_config import ConditionsConfig, ConditionSpec, NumberColumn, PairedPicture, TextSpec
+from ddpm.conditions.asked import standardised
+from ddpm.conditions.paired import derived, random_holes, with_place
 from ddpm.config import DataConfig
+from ddpm.config.conditions import ConditionsConfig, ConditionSpec, NumberColumn, PairedPicture, TextSpec
 from ddpm.data import ProgressFactory, Store, open_store
 from ddpm.data.cache import cache_root
 from ddpm.data.progress import silent
 from ddpm.diffusion.noise import stream
 from ddpm.errors import ConfigError, DataError, nearest
-from ddpm.paired import derived, random_holes, with_place
 from ddpm.text.encoding import CaptionTokens, caption_tokens, text_spec
 
 MOST_EXAMPLES = 1000

@@ -1,0 +1,59 @@
+"""Guidance as a model's sampling advice has it: what it is, what it leads away from, what forbids it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ddpm.conditions import Condition
+from ddpm.diffusion.guidance import Guidance
+from ddpm.errors import SamplingError
+from ddpm.text.encoding import encode_texts
+
+if TYPE_CHECKING:
+    from ddpm.model.model import Model
+
+
+def advised_guidance(model: Model) -> Guidance | None:
+    """Return the guidance of the sampling advice; None where it has none. A guide's is 1 if nothing is said."""
+    advice = model.sampling
+    scale = advice.guidance if model.guide is None or advice.guidance is not None else 1.0
+    if scale is None or (scale == 1 and model.guide is None):
+        return None
+    return Guidance(scale, advice.guidance_interval, advice.guidance_rescale or 0.0)
+
+
+def negative_condition(model: Model, condition: Condition) -> Condition | None:
+    """Return what guidance leads away from: the negative text; None where there is none, for no condition."""
+    if model.sampling.negative is None or model.conditions.text is None:
+        return None
+    tokens = encode_texts(model.conditions.text, [model.sampling.negative]).to(model.device)
+    return replace(condition.dropped(), tokens=tokens.expand(len(condition), *tokens.shape[1:]))
+
+
+def refuse_guidance(model: Model) -> None:
+    """Refuse guidance that the model cannot follow.
+
+    Raises:
+        SamplingError: for a negative text where there are no texts; guidance of a model that knows no pictures without
+            condition, or no others.
+    """
+    if not model.sampling.is_guided:
+        return
+    negative = model.sampling.negative
+    if negative is not None and model.guide is not None:
+        raise SamplingError(f"negative '{negative}', but a guide decides what is led away from; leave one out")
+    if negative is not None and model.conditions.text is None:
+        raise SamplingError(f"negative '{negative}', but this model was trained without texts; leave it out")
+    if model.prompt_reader is not None or model.guide is not None:
+        return  # without a prompt, an image adapter leaves its base as it is; a guide needs no dropout
+    if not model.conditions.any:
+        raise SamplingError(
+            f"guidance {model.sampling.guidance:g}, but this model was trained without conditions: there is nothing "
+            "to guide to; leave it out"
+        )
+    if model.conditions.dropout == 0:
+        raise SamplingError(
+            f"guidance {model.sampling.guidance:g}, but this model was trained with conditions.dropout=0, and knows "
+            "no pictures without condition to guide away from; train with some, such as 0.1"
+        )
