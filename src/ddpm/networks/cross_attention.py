@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
+from ddpm.networks.attend import attend
 from ddpm.networks.blocks import Context, Prompt, count_heads, zero_init
 from ddpm.networks.norm import GroupNorm
 
@@ -44,7 +44,7 @@ class CrossAttention(nn.Module):
         q = self.q(pixels).view(batch, height * width, self.heads, -1).transpose(1, 2)  # [B, heads, N, C / heads]
         kv = self.kv(context.tokens).view(batch, -1, 2, self.heads, channels // self.heads)
         k, v = kv.transpose(1, 3).unbind(2)  # [B, heads, M, C / heads]
-        h = functional.scaled_dot_product_attention(q, k, v, attn_mask=context.there[:, None, None])
+        h = attend(q, k, v, context.there)
         if self.prompted is not None and prompt is not None:
             h = h + self.prompted(q, prompt)
         h = self.out(h.transpose(1, 2).reshape(batch, height * width, channels))  # [B, N, C]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddpm.networks.attend import attend
 from ddpm.networks.blocks import Context, time_embedding
 
 HEAD_WIDTH = 64
@@ -56,7 +57,7 @@ class TextBlock(nn.Module):
         batch, length, width = h.shape
         qkv = self.qkv(self.norm1(h)).view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.transpose(1, 3).unbind(2)  # [B, heads, M, width / heads]
-        seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None])
+        seen = attend(q, k, v, there)
         h = h + self.out(seen.transpose(1, 2).reshape(batch, length, width))  # [B, M, width]
         result: Tensor = h + self.mlp(self.norm2(h))
         return result
