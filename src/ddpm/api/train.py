@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ddpm.data.progress import silent
 from ddpm.evaluation.scorer import scorer_for
 from ddpm.model import Model
 from ddpm.model_file import ADAPTER_NAME
+from ddpm.processes import joined, launch
 from ddpm.terminal import bar
 from ddpm.training.display import show_run
 from ddpm.training.fine_tune import make_fine_tuning_plan
@@ -34,6 +36,7 @@ def train(
     init: str | Path | None = None,
     lora: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    processes: int = 1,
     quiet: bool = False,
 ) -> Model:
     """Train on pictures, or go on with the run in `out`, and return the model with averaged weights.
@@ -51,6 +54,7 @@ def train(
         init: a model, or the run folder of one, whose weights to begin with: fine-tuning.
         lora: with `init`, the rank of low-rank updates to train in place of the weights.
         overrides: a tree of any other configuration values, for example ``{"network": {"dropout": 0.1}}``.
+        processes: of this machine, one for each GPU, that share every batch.
         quiet: show no progress.
 
     Raises:
@@ -69,20 +73,48 @@ def train(
         "seed": seed,
     }
     tree = merge(_given(named), overrides or {})
-    progress = None if quiet else bar
-    if init is not None:
-        plan: Plan = make_fine_tuning_plan(init, data, tree, preset=preset, out=out, progress=progress)
+    work = _Work(data, tree, preset, out, init, quiet)
+    if processes == 1:
+        plan = _train(work)
     else:
-        plan = make_plan(data, tree, preset=preset, out=out, progress=progress)
-    scorer = scorer_for(plan, progress=silent if quiet else bar)
-    if quiet:
-        deque(run(plan, scorer), maxlen=0)
-    else:
-        show_run(plan, scorer)
+        plan = work.plan()  # what is wrong is said once, and pictures are decoded once
+        launch(_train, work, processes=processes)
     result = RunFolder(plan.out, plan.result).model
     if init is not None and plan.result == ADAPTER_NAME:
         return Model.load(init).with_adapter(result)
     return Model.load(result)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What was asked for, in a form that other processes can be given."""
+
+    data: str | Path
+    tree: dict[str, Any]
+    preset: str | None
+    out: str | Path | None
+    init: str | Path | None
+    quiet: bool
+
+    def plan(self) -> Plan:
+        progress = None if self.quiet else bar
+        if self.init is not None:
+            return make_fine_tuning_plan(
+                self.init, self.data, self.tree, preset=self.preset, out=self.out, progress=progress
+            )
+        return make_plan(self.data, self.tree, preset=self.preset, out=self.out, progress=progress)
+
+
+def _train(work: _Work) -> Plan:
+    """Train in this process, or in this one of several."""
+    with joined() as group:
+        plan = group.host_by_host(work.plan)
+        scorer = group.only_first(lambda: scorer_for(plan, progress=silent if work.quiet else bar))
+        if work.quiet:
+            deque(run(plan, scorer, group), maxlen=0)
+        else:
+            show_run(plan, scorer, group)
+    return plan
 
 
 def _given(tree: Mapping[str, Any]) -> dict[str, Any]:

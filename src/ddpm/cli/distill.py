@@ -42,6 +42,9 @@ def distill(
     set: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="any configuration value; may be repeated")
     ] = (),
+    processes: Annotated[
+        int, arg(metavar="N", help="of this machine, one for each GPU, that share every batch; more machines: torchrun")
+    ] = 1,
     dry_run: Annotated[bool, arg(help="print the resolved configuration, and train nothing")] = False,
 ) -> None:
     """Distill a trained model into one that samples in few steps; the same command resumes.
@@ -60,31 +63,42 @@ def distill(
         data: what to train on.
         out: the run folder.
         set: single values.
+        processes: that share the work.
         dry_run: only show.
     """
+    asked = {key: value for key, value in locals().items() if key not in ("model", "processes", "dry_run")}
     training = {"steps": train_steps, "batch_size": batch_size}
     given = {"training": {key: value for key, value in training.items() if value is not None}}
     tree = merge(given, {} if seed is None else {"seed": seed})
     tree = merge(tree, parse_assignments(set))
 
     from ddpm.evaluation.scorer import extractor_for, scorer_for
+    from ddpm.processes import joined, launch
     from ddpm.terminal import bar
     from ddpm.training.display import show_run
-    from ddpm.training.distill import make_distillation_plan
+    from ddpm.training.distill import DistillationPlan, make_distillation_plan
 
-    plan = make_distillation_plan(
-        model,
-        tree,
-        steps=steps,
-        method=method,
-        teacher_steps=teacher_steps,
-        teacher_solver=teacher_solver,
-        data=data,
-        out=out,
-        progress=bar,
-    )
+    def plan_of() -> DistillationPlan:
+        return make_distillation_plan(
+            model,
+            tree,
+            steps=steps,
+            method=method,
+            teacher_steps=teacher_steps,
+            teacher_solver=teacher_solver,
+            data=data,
+            out=out,
+            progress=bar,
+        )
+
     if dry_run:
+        plan = plan_of()
         extractor_for(plan)
         print(json.dumps({"out": str(plan.out), **to_tree(plan.config)}, indent=2))
-        return
-    show_run(plan, scorer_for(plan, progress=bar))
+    elif processes != 1:
+        plan_of()  # what is wrong is said once
+        launch(distill, model, processes=processes, **asked)
+    else:
+        with joined() as group:
+            plan = group.host_by_host(plan_of)
+            show_run(plan, group.only_first(lambda: scorer_for(plan, progress=bar)), group)

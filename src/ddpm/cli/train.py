@@ -58,6 +58,9 @@ def train(
     set: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="any configuration value; may be repeated")
     ] = (),
+    processes: Annotated[
+        int, arg(metavar="N", help="of this machine, one for each GPU, that share every batch; more machines: torchrun")
+    ] = 1,
     dry_run: Annotated[bool, arg(help="print the resolved configuration, and train nothing")] = False,
 ) -> None:
     """Train a model on pictures, or go on with a run: the same command resumes.
@@ -77,8 +80,10 @@ def train(
         lora: rank of low-rank updates.
         config: a file of values.
         set: single values.
+        processes: that share the work.
         dry_run: only show.
     """
+    asked = {key: value for key, value in locals().items() if key not in ("data", "processes", "dry_run")}
     tree = read_file(config) if config is not None else {}
     of_dry_run = {key: tree.pop(key) for key in ("preset", "out") if isinstance(tree.get(key), str)}
     preset, out = preset or of_dry_run.get("preset"), out or of_dry_run.get("out")
@@ -88,20 +93,28 @@ def train(
     tree = merge(tree, parse_assignments(set))
 
     from ddpm.evaluation.scorer import extractor_for, scorer_for
+    from ddpm.processes import joined, launch
     from ddpm.terminal import bar
     from ddpm.training.display import show_run
     from ddpm.training.fine_tune import make_fine_tuning_plan
     from ddpm.training.plan import make_plan
 
-    if init is not None:
-        plan: Plan = make_fine_tuning_plan(init, data, tree, preset=preset, out=out, progress=bar)
-    else:
-        plan = make_plan(data, tree, preset=preset, out=out, progress=bar)
+    def plan_of() -> Plan:
+        if init is not None:
+            return make_fine_tuning_plan(init, data, tree, preset=preset, out=out, progress=bar)
+        return make_plan(data, tree, preset=preset, out=out, progress=bar)
+
     if dry_run:
+        plan = plan_of()
         extractor_for(plan)
         print(json.dumps({"preset": plan.preset, "out": str(plan.out), **to_tree(plan.config)}, indent=2))
-        return
-    show_run(plan, scorer_for(plan, progress=bar))
+    elif processes != 1:
+        plan_of()  # what is wrong is said once, and pictures are decoded once
+        launch(train, data, processes=processes, **asked)
+    else:
+        with joined() as group:
+            plan = group.host_by_host(plan_of)
+            show_run(plan, group.only_first(lambda: scorer_for(plan, progress=bar)), group)
 
 
 def _flags(*, size: str | None, steps: int | None, batch_size: int | None, seed: int | None) -> dict[str, Any]:

@@ -33,6 +33,9 @@ def train_adapter(
     set: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="any configuration value; may be repeated")
     ] = (),
+    processes: Annotated[
+        int, arg(metavar="N", help="of this machine, one for each GPU, that share every batch; more machines: torchrun")
+    ] = 1,
     dry_run: Annotated[bool, arg(help="print the resolved configuration, and train nothing")] = False,
 ) -> None:
     """Train an image adapter (IP-Adapter) on top of a frozen model; the same command resumes.
@@ -49,19 +52,30 @@ def train_adapter(
         seed: of the run.
         out: the run folder.
         set: single values.
+        processes: that share the work.
         dry_run: only show.
     """
+    asked = {key: value for key, value in locals().items() if key not in ("model", "data", "processes", "dry_run")}
     given = {key: value for key, value in (("steps", steps), ("batch_size", batch_size)) if value is not None}
     tree = merge({"training": given}, {} if seed is None else {"seed": seed})
     tree = merge(tree, parse_assignments(set))
 
     from ddpm.evaluation.scorer import scorer_for
+    from ddpm.processes import joined, launch
     from ddpm.terminal import bar
     from ddpm.training.display import show_run
-    from ddpm.training.image_adapter import make_image_adapter_plan
+    from ddpm.training.image_adapter import ImageAdapterPlan, make_image_adapter_plan
 
-    plan = make_image_adapter_plan(model, data, tree, encoder=encoder, tokens=tokens, out=out, progress=bar)
+    def plan_of() -> ImageAdapterPlan:
+        return make_image_adapter_plan(model, data, tree, encoder=encoder, tokens=tokens, out=out, progress=bar)
+
     if dry_run:
+        plan = plan_of()
         print(json.dumps({"out": str(plan.out), **to_tree(plan.config)}, indent=2))
-        return
-    show_run(plan, scorer_for(plan, progress=bar))
+    elif processes != 1:
+        plan_of()  # what is wrong is said once, and prompts are read once
+        launch(train_adapter, model, data, processes=processes, **asked)
+    else:
+        with joined() as group:
+            plan = group.host_by_host(plan_of)
+            show_run(plan, group.only_first(lambda: scorer_for(plan, progress=bar)), group)

@@ -56,10 +56,12 @@ def train_classifier(
         overwrite: whether it may exist.
         set: single values.
     """
+    from ddpm.processes.joining import refuse_launched
     from ddpm.terminal import bar
     from ddpm.training.classifier import run_classifier
     from ddpm.training.classifier_plan import plan_classifier
 
+    refuse_launched("ddpm train-classifier")
     tree: Tree = {"noisy": noisy, "balanced": balanced}
     tree |= {} if seed is None else {"seed": seed}
     tree |= {} if steps is None else {"training": {"steps": steps}}

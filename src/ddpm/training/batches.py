@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import TypeVar
 
@@ -84,6 +84,7 @@ class BatchSource:
         seed: of the run.
         flip: mirror half of the pictures.
         conditions: of the rows; None: there are none.
+        part: which pictures of every batch are made: those of one of several processes.
     """
 
     pictures: Pictures
@@ -94,10 +95,11 @@ class BatchSource:
     seed: int
     flip: bool = False
     conditions: DataConditions | None = None
+    part: slice = field(default_factory=lambda: slice(None))
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of optimizer step `step`, counted from 0."""
-        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        """Return the batch of optimizer step `step`, counted from 0, or this source's part of it."""
+        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.part]
         rows = self.rows[self._order(numbers)]
         pictures = self.pictures[rows]
         mirrored = self._draw("flip", numbers, 2) == 1 if self.flip else np.zeros(len(rows), dtype=np.bool_)

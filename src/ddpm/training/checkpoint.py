@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpm.errors import RunError
 from ddpm.files import write_atomically
+from ddpm.processes import Group
 from ddpm.training.loop import TrainState
 
 FORMAT = "ddpm-checkpoint"
@@ -28,16 +29,10 @@ def save_checkpoint(path: Path, state: TrainState, notes: dict[str, Any]) -> Non
     """
     from safetensors.torch import save_file
 
-    counters = {
-        "step": state.step,
-        "skipped": state.skipped,
-        "skipped_in_a_row": state.skipped_in_a_row,
-        "micro_batch_size": state.micro_batch_size,
-    }
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "counters": json.dumps(counters),
+        "counters": json.dumps(_counters_of(state)),
         "notes": json.dumps(notes),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors_of(state).items()}
@@ -70,6 +65,28 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(saved[name])
+    _count_from(state, counters)
+
+
+def share_state(state: TrainState, group: Group) -> None:
+    """Give the first process's weights, average, moments and counters to all: none of the others reads a file."""
+    counters = group.of_first(_counters_of(state))
+    if not group.is_first and counters["step"] > counters["skipped"]:
+        _make_optimizer_slots(state)
+    group.share([tensor for _, tensor in sorted(_tensors_of(state).items())])
+    _count_from(state, counters)
+
+
+def _counters_of(state: TrainState) -> dict[str, int]:
+    return {
+        "step": state.step,
+        "skipped": state.skipped,
+        "skipped_in_a_row": state.skipped_in_a_row,
+        "micro_batch_size": state.micro_batch_size,
+    }
+
+
+def _count_from(state: TrainState, counters: dict[str, int]) -> None:
     state.step = counters["step"]
     state.skipped = counters["skipped"]
     state.skipped_in_a_row = counters["skipped_in_a_row"]

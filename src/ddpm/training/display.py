@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from tqdm import tqdm
 
 from ddpm.conditions.of_data import told_of_conditions
+from ddpm.processes import ALONE, Group
 from ddpm.terminal import in_bytes, interval, say
 from ddpm.training.events import Evaluated, Event, Finished, Notice, Previewed, Saved, Scored, Started
 from ddpm.training.loop import StepReport
@@ -15,13 +18,22 @@ from ddpm.training.scoring import Scorer
 _SMOOTHING = 0.98
 
 
-def show_run(plan: Plan, scorer: Scorer | None = None) -> None:
-    """Run a plan, with a progress bar, notices, and the run folder in the first and last line."""
+def show_run(plan: Plan, scorer: Scorer | None = None, group: Group = ALONE) -> None:
+    """Run a plan, with a progress bar, notices, and the run folder in the first and last line.
+
+    Args:
+        plan: what to do.
+        scorer: of samples, in the first process.
+        group: the processes that train together; the first one shows the run.
+    """
+    if not group.is_first:
+        deque(run(plan, scorer, group), maxlen=0)
+        return
     for line in plan.store.report.lines():
         say(line)
     display = Display(plan)
     try:
-        for event in run(plan, scorer):
+        for event in run(plan, scorer, group):
             display.show(event)
     finally:
         display.close()

@@ -9,14 +9,14 @@ from typing import Any
 
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second one ends the process as usual.
+    """While entered, the first SIGINT or SIGTERM only sets `number`; a second one ends the process as usual.
 
     Attributes:
-        requested: name of the signal that came, or none.
+        number: of the signal that came, or 0.
     """
 
     def __init__(self) -> None:
-        self.requested: str | None = None
+        self.number = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -30,11 +30,21 @@ class Interrupts:
     ) -> None:
         self._restore()
 
+    @property
+    def requested(self) -> str | None:
+        """Name of the signal that came, or none."""
+        return name_of(self.number) if self.number else None
+
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
+        self.number = number
         self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+
+def name_of(number: int) -> str:
+    """Return the name of a signal, such as "SIGINT"."""
+    return signal.Signals(number).name

@@ -19,6 +19,8 @@ from ddpm.diffusion.objectives import Losses, Noised, concatenated, training_los
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.engine import Engine
 from ddpm.errors import TrainingError
+from ddpm.processes import ALONE, Group
+from ddpm.processes.replicas import Replicas
 from ddpm.training.batches import Batch
 from ddpm.training.ema import Ema
 from ddpm.training.importance import LossHistory
@@ -61,7 +63,10 @@ class StepReport:
         loss: mean over the batch; with importance-sampled times, weighted to estimate that of uniform ones.
         losses: float32 [B], of each picture, without that weight.
         parts: float32 [B] each, what `losses` are made of: "simple", "bound"; empty for L_simple alone.
-        batch: what the step saw.
+        batch: what the step saw; of several processes, the part of this one.
+        rows: int64 [B], the rows of the data set.
+        t: int64 [B].
+        weights: float32 [B], of each loss in the mean.
         gradient_norm: before clipping.
         learning_rate: of this step.
         skipped: whether the update was left out because a number was not finite.
@@ -73,6 +78,9 @@ class StepReport:
     losses: NDArray[np.float32]
     parts: Mapping[str, NDArray[np.float32]]
     batch: Batch
+    rows: NDArray[np.int64]
+    t: NDArray[np.int64]
+    weights: NDArray[np.float32]
     gradient_norm: float
     learning_rate: float
     skipped: bool
@@ -162,24 +170,39 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Ad
 
 
 def train_steps(
-    state: TrainState, batches: Iterable[Batch], objective: Objective, config: TrainingConfig
+    state: TrainState,
+    batches: Iterable[Batch],
+    objective: Objective,
+    config: TrainingConfig,
+    group: Group = ALONE,
 ) -> Iterator[StepReport]:
     """Make one optimizer step a batch, and yield after each.
 
     A step whose loss or gradient is not finite changes no weight: it is skipped and counted. When memory runs out, the
-    micro-batch is halved and the step made again; the effective batch stays.
+    micro-batch is halved and the step made again; the effective batch stays. All processes of a group decide alike:
+    each is given its part of the batch, and all see the losses of the whole.
+
+    Args:
+        state: what moves; the same in every process.
+        batches: of this process.
+        objective: what is minimised.
+        config: how.
+        group: who trains together.
 
     Raises:
         TrainingError: after `MAX_SKIPPED_IN_A_ROW` skipped steps, or when memory runs out with one picture.
     """
+    replicas = Replicas(state.network, group)
     for drawn in batches:
         batch = _with_times(drawn, state.history)
+        count = len(batch) if group.is_alone else config.batch_size
         rate = learning_rate(state.step, config)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        losses, notices = _backward_within_memory(state, batch, objective)
+        for each in state.optimizer.param_groups:
+            each["lr"] = rate
+        losses, notices = _backward_within_memory(state, batch, objective, replicas, count)
+        seen = _Seen.of(batch, losses, group, count)
         norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip))
-        loss = float((losses.total * batch.weights).mean())
+        loss = float((seen.total * seen.weights).mean())
         finite = math.isfinite(loss) and math.isfinite(norm)
         state.step += 1
         if finite:
@@ -187,20 +210,54 @@ def train_steps(
             state.ema.update(state.network, state.step - state.skipped)
             state.skipped_in_a_row = 0
             if state.history is not None:
-                state.history.update(batch.t, losses.total)
+                state.history.update(seen.t, seen.total)
         else:
             state.skipped += 1
             state.skipped_in_a_row += 1
         state.optimizer.zero_grad(set_to_none=True)
-        parts = {name: part.numpy() for name, part in losses.parts().items()}
-        each = losses.total.numpy()
-        yield StepReport(state.step, loss, each, parts, batch, norm, rate, not finite, tuple(notices))
+        yield StepReport(
+            step=state.step,
+            loss=loss,
+            losses=seen.total.numpy(),
+            parts={name: part.numpy() for name, part in seen.parts.items()},
+            batch=batch,
+            rows=seen.rows.numpy(),
+            t=seen.t.numpy(),
+            weights=seen.weights.numpy(),
+            gradient_norm=norm,
+            learning_rate=rate,
+            skipped=not finite,
+            notices=tuple(notices),
+        )
         if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite (the last at step "
                 f"{state.step}); the weights are still those before them. Start anew with another --out and a "
                 f"lower training.learning_rate (now {config.learning_rate:g}), or training.precision=float32"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What all processes together have seen in a step: tensors [B] on the CPU, in the order of the batch."""
+
+    rows: Tensor
+    t: Tensor
+    weights: Tensor
+    total: Tensor
+    parts: dict[str, Tensor]
+
+    @staticmethod
+    def of(batch: Batch, losses: Losses, group: Group, count: int) -> _Seen:
+        parts = losses.parts()
+        own = (torch.from_numpy(batch.rows), batch.t, batch.weights, losses.total, *parts.values())
+        if group.is_alone:
+            columns = own
+        else:  # float64 holds all of it exactly, so that it travels as one
+            whole = group.rows(torch.stack([column.double() for column in own], 1), count)
+            columns = tuple(column.to(kind.dtype) for column, kind in zip(whole.unbind(1), own, strict=True))
+        rows, t, weights, total, *others = columns
+        return _Seen(rows, t, weights, total, dict(zip(parts, others, strict=True)))
 
 
 def _with_times(batch: Batch, history: LossHistory | None) -> Batch:
@@ -211,34 +268,46 @@ def _with_times(batch: Batch, history: LossHistory | None) -> Batch:
     return replace(batch, t=t, weights=weights)
 
 
-def _backward_within_memory(state: TrainState, batch: Batch, objective: Objective) -> tuple[Losses, list[str]]:
+def _backward_within_memory(
+    state: TrainState, batch: Batch, objective: Objective, replicas: Replicas, count: int
+) -> tuple[Losses, list[str]]:
+    """Make the gradient of the whole batch of `count` pictures; return the losses of this part, and notices."""
     notices: list[str] = []
     while True:
-        try:
-            return _backward(state, batch, objective), notices
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if state.micro_batch_size == 1:
-                raise TrainingError(
-                    "not enough memory for one picture; use a smaller --size or network.base_channels"
-                ) from error
-        # Outside of the except clause: the exception holds the frames, and they hold the memory.
-        state.micro_batch_size = max(1, min(state.micro_batch_size, len(batch)) // 2)
+        losses = _backward_if_it_fits(state, batch, objective, replicas, count)
+        if replicas.all_have(losses):
+            replicas.finish_step()
+            return losses, notices
+        if state.micro_batch_size == 1:
+            raise TrainingError("not enough memory for one picture; use a smaller --size or network.base_channels")
+        state.micro_batch_size = max(1, min(state.micro_batch_size, replicas.group.largest_part(count)) // 2)
         state.optimizer.zero_grad(set_to_none=True)
+        replicas.be_cautious()
         notices.append(f"out of memory: going on with micro-batches of {state.micro_batch_size}, the same batch size")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _backward(state: TrainState, batch: Batch, objective: Objective) -> Losses:
+def _backward_if_it_fits(
+    state: TrainState, batch: Batch, objective: Objective, replicas: Replicas, count: int
+) -> Losses | None:
+    try:
+        return _backward(state, batch, objective, replicas, count)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error) or replicas.overlaps:  # the others wait for a gradient, and cannot be told
+            raise
+        return None  # not from here: the exception holds the frames, and they hold the memory
+
+
+def _backward(state: TrainState, batch: Batch, objective: Objective, replicas: Replicas, count: int) -> Losses:
     """Accumulate the gradient of the mean weighted loss over micro-batches; return losses, float32 [B] on the CPU."""
     collected = []
     for start in range(0, len(batch), state.micro_batch_size):
         micro = batch.part(start, state.micro_batch_size)
-        losses = objective.losses(state.network, micro)
-        weighted = losses.total * micro.weights.to(losses.total.device)
-        (weighted.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
+        with replicas.accumulating(last=start + state.micro_batch_size >= len(batch)):
+            losses = objective.losses(replicas.network, micro)
+            weighted = losses.total * micro.weights.to(losses.total.device)
+            (weighted.sum() * replicas.scale / count).backward()  # type: ignore[no-untyped-call]
         collected.append(losses.map(lambda part: part.detach().float().cpu()))
     return concatenated(collected)
 

@@ -47,10 +47,9 @@ class LossWindow:
             self._skipped += 1
             return
         self._losses.append(report.loss)
-        weights = report.batch.weights.numpy()
         for name, part in report.parts.items():
-            self._parts.setdefault(name, []).append(float((weights * part).mean()))
-        ranges = noise_range(report.batch.t.numpy(), self.num_timesteps)
+            self._parts.setdefault(name, []).append(float((report.weights * part).mean()))
+        ranges = noise_range(report.t, self.num_timesteps)
         np.add.at(self._sums, ranges, report.losses)
         np.add.at(self._counts, ranges, 1)
         self._norms.append(report.gradient_norm)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ddpm.errors import ConfigError, RunError
 from ddpm.files import remove_parts, write_text
@@ -253,6 +253,23 @@ class MetricsFile:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+class NoMetrics:
+    """The metrics of a process that writes none, because another one does."""
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append nothing."""
+
+    def sync(self) -> None:
+        """Have nothing to make sure of."""
+
+    def close(self) -> None:
+        """Have nothing to close."""
+
+
+Metrics: TypeAlias = MetricsFile | NoMetrics
+"""Where a process's metrics go."""
 
 
 def board_writer() -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from ddpm.config import from_tree, to_tree
 from ddpm.engine import Engine, choose_engine, engine_of, without_kernels
 from ddpm.errors import DataError, RunError, SamplingError, TrainingError
 from ddpm.model import Model
+from ddpm.processes import ALONE, Group
 from ddpm.training.batches import BatchSource
-from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
+from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint, share_state
 from ddpm.training.ema import Ema
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Notice, Previewed, Saved, Scored
@@ -24,7 +26,7 @@ from ddpm.training.importance import LossHistory
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
 from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
 from ddpm.training.preview import save_preview
-from ddpm.training.run_folder import CHECKPOINT_MODELS, MetricsFile, RunFolder, check_space, json_line
+from ddpm.training.run_folder import CHECKPOINT_MODELS, Metrics, RunFolder, check_space, json_line
 from ddpm.training.scoring import SampleScore, Scorer, is_best
 from ddpm.training.status import Evaluation, assess
 from ddpm.version import __version__
@@ -41,6 +43,7 @@ class Session:
         objective: what is minimised.
         engine: where and in which precision.
         held_out: the fixed pictures that evaluations use.
+        group: the processes that train together; the first one writes.
         scorer: of samples, where the best model is chosen by them; else none.
         history: every evaluation so far.
         scores: every score of samples so far.
@@ -55,6 +58,7 @@ class Session:
     objective: Objective
     engine: Engine
     held_out: HeldOut
+    group: Group = ALONE
     scorer: Scorer | None = None
     history: list[Evaluation] = field(default_factory=list)
     scores: list[SampleScore] = field(default_factory=list)
@@ -63,21 +67,29 @@ class Session:
     notices: list[str] = field(default_factory=list)
 
     @staticmethod
-    def open(plan: Plan, folder: RunFolder, scorer: Scorer | None = None) -> Session:
-        """Build a fresh run, or bring back the one in the folder.
+    def open(plan: Plan, folder: RunFolder, scorer: Scorer | None = None, group: Group = ALONE) -> Session:
+        """Build a fresh run, or bring back the one in the folder; the first process reads for all.
 
         Raises:
-            RunError: if the folder holds a run on other data, or with another configuration.
+            RunError: if the folder holds a run on other data, or with another configuration; or if a process has other
+                data, another configuration or another version of the code than the first one.
         """
-        notes = read_notes(folder.checkpoint) if folder.checkpoint.exists() else None
+        group.check_same(_facts(plan))
+        notes = group.first(lambda: read_notes(folder.checkpoint) if folder.checkpoint.exists() else None)
         notices = _compare(plan, notes) if notes else []
         engine, moved = engine_of(notes["engine"]) if notes else (_engine_for(plan), None)
+        if notes and notes.get("processes", 1) != group.size:
+            engine = replace(engine, threads=torch.get_num_threads())
+            notices.append(
+                f"changed on resume: processes: {notes.get('processes', 1)} -> {group.size}; the same steps, within "
+                "rounding"
+            )
         notices += without_kernels() if engine.device == "cpu" and not engine.native else []
         session = _build(plan, folder, engine)
-        session.scorer = scorer
+        session.scorer, session.group = scorer, group
         if notes:
             micro_batch_size = session.state.micro_batch_size
-            load_checkpoint(folder.checkpoint, session.state)
+            group.first(lambda: load_checkpoint(folder.checkpoint, session.state))
             if plan.config.training.micro_batch_size != notes["config"]["training"]["micro_batch_size"]:
                 session.state.micro_batch_size = micro_batch_size  # asked for anew: it outweighs what was found to fit
             session.history = [evaluation_of(tree) for tree in notes["history"]]
@@ -86,6 +98,7 @@ class Session:
             session.saved_step = session.state.step
             notices += [moved] if moved else []
             notices.append(f"resumed at step {session.state.step:,} of {plan.config.training.steps:,}")
+        share_state(session.state, group)
         session.notices = notices
         return session
 
@@ -123,6 +136,7 @@ class Session:
             seed=plan.config.seed,
             flip=plan.config.data.flip,
             conditions=plan.conditions,
+            part=self.group.part(plan.config.training.batch_size),
         )
 
     def forecast_bytes(self) -> int:
@@ -130,7 +144,7 @@ class Session:
         training = self.plan.config.training
         return check_space(self.folder, self._model_bytes(), training.milestones, training.disk_limit_gib)
 
-    def evaluate(self, metrics: MetricsFile) -> Evaluated:
+    def evaluate(self, metrics: Metrics) -> Evaluated:
         """Measure the held-out loss of the averaged weights; keep the model if it is the best by that."""
         evaluation = self.held_out.evaluate(self.state.ema.network, self.objective, self.state.step)
         self.history.append(evaluation)
@@ -149,7 +163,7 @@ class Session:
             self.plan.write(self.model(), self.folder.best_model)
         return Evaluated(evaluation, status)
 
-    def score(self, scorer: Scorer, metrics: MetricsFile) -> Scored | Notice:
+    def score(self, scorer: Scorer, metrics: Metrics) -> Scored | Notice:
         """Score samples of the averaged weights; keep the model if it is the best by that."""
         step, began, model = self.state.step, time.monotonic(), self.model()
         try:
@@ -165,7 +179,7 @@ class Session:
             self.plan.write(model, self.folder.best_model)
         return Scored(self.scores[-1], best, time.monotonic() - began)
 
-    def save(self, metrics: MetricsFile) -> Iterator[Notice | Saved]:
+    def save(self, metrics: Metrics) -> Iterator[Notice | Saved]:
         """Write the model, a milestone where one is due, and the checkpoint.
 
         The checkpoint comes last: whatever a kill before it leaves out, the repeated steps write again, bit for bit.
@@ -204,12 +218,12 @@ class Session:
     def explain_skip(self, report: StepReport) -> Notice:
         """Name the pictures behind a loss that is not finite, in ``skipped.jsonl`` and in one sentence."""
         bad = np.flatnonzero(~np.isfinite(report.losses))
-        names = [self.plan.store.names[int(row)] for row in report.batch.rows[bad]]
+        names = [self.plan.store.names[int(row)] for row in report.rows[bad]]
         details = {
             "step": report.step,
             "loss": report.loss,
             "pictures": names,
-            "t": report.batch.t[torch.from_numpy(bad)].tolist(),
+            "t": report.t[bad].tolist(),
             "x_0_range": [float(report.batch.x_0.min()), float(report.batch.x_0.max())],
         }
         with self.folder.skipped.open("a", encoding="utf-8") as file:
@@ -254,7 +268,18 @@ class Session:
             "history": [asdict(evaluation) for evaluation in self.history],
             "scores": [asdict(score) for score in self.scores],
             "seconds": self.seconds,
+            "processes": self.group.size,
         }
+
+
+def _facts(plan: Plan) -> dict[str, str]:
+    """Return what must be the same in every process, by names for people."""
+    return {
+        "version of ddpm": __version__,
+        "version of torch": torch.__version__,
+        "data": f"{plan.store.source} ({plan.store.fingerprint[:12]})",
+        "configuration": json.dumps(config_tree(plan), sort_keys=True),
+    }
 
 
 def _engine_for(plan: Plan) -> Engine:
