@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +42,12 @@ def refused(arguments: list[str], capture: Capture) -> str:
 def test_help_is_fast_and_complete() -> None:
     seconds, out = [], ""
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         out = subprocess.run([sys.executable, "-m", "ddpm.cli.main", "--help"], capture_output=True, text=True).stdout
-        seconds.append(time.perf_counter() - start)
+        after = os.times()  # of the processor: a busy machine is no fault of the command
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert all(word in out for word in ("train", "sample", "evaluate", "inspect", "--debug"))
-    assert min(seconds) < 1.5
+    assert min(seconds) < 1.0
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"], []])

@@ -18,7 +18,7 @@ from sampler_cases import (
 )
 from torch import Tensor
 
-from ddpm import sampling_config
+from ddpm.config import sampling as sampling_config
 from ddpm.diffusion.analytic import PointDenoiser
 from ddpm.diffusion.denoiser import Denoiser, Prediction
 from ddpm.diffusion.noise import NoiseSource

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm import sampling_config
+from ddpm.config import sampling as sampling_config
 from ddpm.diffusion.samplers import Spacing, spaced_timesteps
 from ddpm.diffusion.schedules import SCHEDULES, NoiseSchedule, constant_betas, make_schedule
 from ddpm.errors import SamplingError

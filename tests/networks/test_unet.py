@@ -12,7 +12,7 @@ from ddpm.config import NetworkConfig
 from ddpm.errors import ConfigError
 from ddpm.networks import UNet, build_unet
 from ddpm.networks.blocks import Attention, ResBlock
-from ddpm.networks.unet import level_frequencies, with_waves
+from ddpm.networks.unet import level_frequencies, waves_of_places, with_waves
 
 SMALL: dict[str, Any] = {
     "base_channels": 8,
@@ -356,3 +356,31 @@ def test_a_network_with_waves_reads_five_channels_for_one_and_returns_one() -> N
     assert network.conv_in.in_channels == 5
     x = torch.randn(2, 1, 8, 8)
     assert network(x, torch.zeros(2)).shape == x.shape
+
+
+def test_waves_of_places_are_other_ones_for_every_pixel() -> None:
+    waves = waves_of_places(torch.zeros(2, 3, 5, 8), 3)
+    assert waves.shape == (5, 8, 12)
+    row, column = (2 + 0.5) / 5, (6 + 0.5) / 8
+    angles = [math.pi * frequency * place for place in (row, column) for frequency in (1, 2, 4)]
+    wanted = [wave(angle) for axis in (angles[:3], angles[3:]) for wave in (math.sin, math.cos) for angle in axis]
+    assert (waves[2, 6] - torch.tensor(wanted)).abs().max() < 1e-6
+    distances = torch.cdist(waves.flatten(0, 1), waves.flatten(0, 1)) + 10 * torch.eye(40)
+    assert distances.min() > 0.3
+
+
+def test_the_network_is_told_of_places_and_learns_from_them() -> None:
+    torch.manual_seed(0)
+    network = UNet(in_channels=1, base_channels=8, channel_multipliers=(1,), attention_levels=(), place_waves=2)
+    nn.init.normal_(network.conv_out.weight, std=0.1)
+    x_t, t = torch.zeros(1, 1, 12, 12), torch.tensor([5.0])
+    assert network.place is not None
+    before = network(x_t, t)
+    nn.init.zeros_(network.place.weight)
+    without = network(x_t, t)
+    assert (before - without).abs().max() > 1e-2
+    inner = slice(5, 7)  # further from the border than its padding is felt; attention and norms see it all
+    assert without[..., inner, inner].std() < 0.2 * before[..., inner, inner].std()
+    network(x_t, t).sum().backward()
+    assert network.place.weight.grad is not None
+    assert network.place.weight.grad.abs().max() > 0

@@ -60,6 +60,9 @@ class NetworkConfig(Section):
     text_width: int = Field(256, ge=8, le=4096, description="of the tokens that cross-attention looks at")
     text_layers: int = Field(2, ge=1, le=24, description="of the text encoder that is trained along")
     self_conditioning: bool = Field(False, description="the network also reads its previous estimate of x_0")
+    place_waves: int = Field(
+        0, ge=0, le=16, description="waves of each axis that tell the network where in the picture a pixel is; 0: none"
+    )
     fourier_levels: int | None = Field(
         None,
         ge=2,
@@ -76,6 +79,8 @@ class NetworkConfig(Section):
                 raise ValueError(f"attention_levels has {level}, but the levels are 0 to {levels - 1}")
         if self.kind == "mlp" and self.patch_size != 1:
             raise ValueError(f"patch_size is {self.patch_size}, but an mlp has no use for it; leave it out")
+        if self.kind == "mlp" and self.place_waves:
+            raise ValueError(f"place_waves is {self.place_waves}, but an mlp has no use for it; leave it out")
         if self.kind == "mlp" and self.fourier_levels is not None:
             raise ValueError(f"fourier_levels is {self.fourier_levels}, but an mlp has no use for it; leave it out")
         return self

@@ -28,4 +28,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, there: Tensor | None = None) -> Tens
     scores = (q * width**-0.5) @ k.transpose(2, 3)  # [B, heads, N, M]
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=3) @ v
+    h: Tensor = scores.softmax(dim=3) @ v  # [B, heads, N, D]
+    return h

@@ -59,6 +59,8 @@ class UNet(nn.Module):
         patch_size: side of the squares of pixels that the first convolution reads as channels, and the last writes.
         fourier_levels: gray levels of the data, whose places between -1 and 1 the network is to know exactly
             (Kingma et al. 2021, App. C); none: it reads its input alone.
+        place_waves: of each axis, whose sines and cosines tell the first level where in the picture a pixel is; 0: only
+            the padding of the convolutions tells.
 
     Raises:
         ConfigError: for a value out of its range, or if `head_channels` does not divide the channels that attend.
@@ -84,6 +86,7 @@ class UNet(nn.Module):
         num_groups: int = 32,
         patch_size: int = 1,
         fourier_levels: int | None = None,
+        place_waves: int = 0,
     ) -> None:
         super().__init__()
         if in_channels < 1:
@@ -103,6 +106,7 @@ class UNet(nn.Module):
         self.frequencies = () if fourier_levels is None else level_frequencies(fourier_levels)
         seen = in_channels * (1 + 2 * len(self.frequencies)) + picture_channels
         self.conv_in = nn.Conv2d(seen * patch_size**2, base_channels, 3, padding=1)
+        self.place = nn.Linear(4 * place_waves, base_channels, bias=False) if place_waves else None
         skips = [base_channels]
         self.down = nn.ModuleList()
         for k, width in levels:
@@ -172,6 +176,8 @@ class UNet(nn.Module):
         seen = with_picture(with_waves(x_t, self.frequencies), condition, self.picture_channels)
         seen = self._pad(seen.to(self.conv_in.weight.dtype))
         h = self.conv_in(functional.pixel_unshuffle(seen, self.patch_size))  # [B, base_channels, H', W']
+        if self.place is not None:
+            h = h + self.place(waves_of_places(h, self.place.in_features // 4)).to(h.dtype).permute(2, 0, 1)
         context = self._read(condition, len(t))
         embedding = self._embed(t, condition, context).to(h.dtype)  # [B, sum of widths]
         embeddings = torch.split_with_sizes(embedding, self.embedding_widths, dim=1)
@@ -292,6 +298,22 @@ def with_waves(x: Tensor, frequencies: Sequence[float]) -> Tensor:
     return torch.cat([x, *waves], dim=1) if waves else x
 
 
+def waves_of_places(h: Tensor, count: int) -> Tensor:
+    """Return sines and cosines of where each pixel of h [B, C, H, W] is, from half a wave an axis on: [H, W, 4 count].
+
+    The weights and the padding of a convolution are the same everywhere but at the border; with this a network can say
+    what lies where before anything is to be seen, in pure noise (Liu et al. 2018, "CoordConv").
+    """
+    frequencies = math.pi * 2.0 ** torch.arange(count, device=h.device)  # [count]
+    axes = []
+    for side in h.shape[-2:]:
+        angles = (torch.arange(side, device=h.device)[:, None] + 0.5) / side * frequencies  # [side, count]
+        axes.append(torch.cat([angles.sin(), angles.cos()], dim=1))  # [side, 2 count]
+    rows, columns = (axis.to(torch.promote_types(h.dtype, torch.float32)) for axis in axes)
+    height, width = h.shape[-2:]
+    return torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=2)
+
+
 def build_unet(
     config: NetworkConfig,
     in_channels: int,
@@ -325,4 +347,5 @@ def build_unet(
         num_groups=config.num_groups,
         patch_size=config.patch_size,
         fourier_levels=config.fourier_levels,
+        place_waves=config.place_waves,
     )
