@@ -159,6 +159,9 @@ class TrainingConfig(Section):
     steps: int = Field(10_000, ge=1, description="optimizer steps in all")
     batch_size: int = Field(128, ge=1, description="pictures an optimizer step, over all micro-batches")
     micro_batch_size: int | None = Field(None, ge=1, description="pictures in memory at once; none: the whole batch")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them: less memory, a third more time"
+    )
     learning_rate: float = Field(2e-4, gt=0.0)
     warmup_steps: int = Field(500, ge=0, description="steps over which the learning rate rises from 0")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate after the warm-up")

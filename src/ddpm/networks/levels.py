@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm.errors import ConfigError
 from ddpm.networks.blocks import (
@@ -80,6 +81,11 @@ class Level(nn.Module):
         channels: output channels of all blocks.
         attends: whether there is attention behind each block.
         resample: the step to the next resolution; none: there is none.
+
+    Attributes:
+        recompute: whether only the input of each block is kept for the backward pass, which makes the rest anew
+            (Chen et al. 2016): one forward more, for the memory of one block in place of all. Gradients are the same
+            bits, since dropout masks are functions of their keys.
     """
 
     def __init__(
@@ -97,11 +103,30 @@ class Level(nn.Module):
         crossing = [parts.cross_attention(channels) for _ in in_channels if attends]
         self.cross_attention = nn.ModuleList([each for each in crossing if each is not None])
         self.resample = None if resample is None else parts.resampling_step(channels, resample)
+        self.recompute = False
 
-    def attend(self, h: Tensor, index: int, inputs: BlockInputs) -> Tensor:
-        """Return the activations behind block `index`, after the attention that this level has."""
+    def stage(self, index: int, inputs: BlockInputs, *parts: Tensor) -> Tensor:
+        """Return block `index` and the attention behind it at `parts`, concatenated along channels."""
+        return self._kept_or_not(self._stage, index, inputs, *parts)
+
+    def leave(self, h: Tensor, inputs: BlockInputs) -> Tensor:
+        """Return the activations at the next resolution."""
+        assert self.resample is not None  # levels know whether they have one
+        return self._kept_or_not(self.resample, h, inputs)
+
+    def _stage(self, index: int, inputs: BlockInputs, *parts: Tensor) -> Tensor:
+        h = self.blocks[index](parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), inputs)
         h = self.attention[index](h, inputs.prompt) if self.attention else h
-        return self.cross_attention[index](h, inputs.context, inputs.prompt) if self.cross_attention else h
+        if self.cross_attention:
+            h = self.cross_attention[index](h, inputs.context, inputs.prompt)
+        result: Tensor = h
+        return result
+
+    def _kept_or_not(self, function: Callable[..., Tensor], *inputs: int | Tensor | BlockInputs) -> Tensor:
+        if not self.recompute or not torch.is_grad_enabled():
+            return function(*inputs)
+        made: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return made
 
 
 class DownLevel(Level):
@@ -110,12 +135,11 @@ class DownLevel(Level):
     def forward(self, h: Tensor, inputs: BlockInputs) -> list[Tensor]:
         """Return what each step made: the way up reads all of it, the next level the last."""
         made: list[Tensor] = []
-        for index, block in enumerate(self.blocks):
-            h = block(h, inputs)
-            h = self.attend(h, index, inputs)
+        for index in range(len(self.blocks)):
+            h = self.stage(index, inputs, h)
             made.append(h)
         if self.resample is not None:
-            made.append(self.resample(h, inputs))
+            made.append(self.leave(h, inputs))
         return made
 
 
@@ -124,10 +148,9 @@ class UpLevel(Level):
 
     def forward(self, h: Tensor, inputs: BlockInputs, skips: list[Tensor]) -> Tensor:
         """Return the activations for the next level; each block takes one from the end of `skips`."""
-        for index, block in enumerate(self.blocks):
-            h = block(torch.cat([h, skips.pop()], dim=1), inputs)
-            h = self.attend(h, index, inputs)
-        return h if self.resample is None else self.resample(h, inputs)
+        for index in range(len(self.blocks)):
+            h = self.stage(index, inputs, h, skips.pop())
+        return h if self.resample is None else self.leave(h, inputs)
 
 
 def number_blocks(network: nn.Module) -> list[int]:
@@ -136,6 +159,13 @@ def number_blocks(network: nn.Module) -> list[int]:
     for number, block in enumerate(blocks):
         block.number = number
     return [block.embedding_width for block in blocks]
+
+
+def recompute_activations(network: nn.Module, wanted: bool) -> None:
+    """Let the levels of a U-Net or a classifier keep only their blocks' inputs for the backward pass, or everything."""
+    for module in network.modules():
+        if isinstance(module, Level):
+            module.recompute = wanted
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from ddpm.diffusion.process import q_sample
 from ddpm.engine import Engine, choose_engine
 from ddpm.errors import TrainingError
 from ddpm.networks.classifier import HalfUNet
+from ddpm.networks.levels import recompute_activations
 from ddpm.training.batches import Batch, BatchSource, prefetched
 from ddpm.training.classifier_plan import ClassifierPlan
 from ddpm.training.ema import Ema
@@ -156,6 +157,7 @@ def _begin(plan: ClassifierPlan) -> _Training:
         torch.manual_seed(int(stream(config.seed, "weights").integers(2**63)))
         network = build_classifier_network(config, plan.picture_shape, len(plan.store.classes))
     engine.place(network)
+    recompute_activations(network, config.training.gradient_checkpointing)
     return _Training(
         plan=plan,
         engine=engine,

@@ -35,6 +35,7 @@ from ddpm.files import sha256_of
 from ddpm.model import Model
 from ddpm.model_file import MODEL_NAME, locate
 from ddpm.networks import build_network
+from ddpm.networks.levels import recompute_activations
 from ddpm.training.batches import Batch
 from ddpm.training.loop import Objective
 from ddpm.training.plan import Plan
@@ -141,7 +142,9 @@ class DistillationPlan(Plan):
             distillation=distillation_of(self.config),
             timesteps=timesteps_of(self.config),
         )
-        return engine.place(student_network(self.teacher, self.config)), objective
+        student = engine.place(student_network(self.teacher, self.config))
+        recompute_activations(student, self.config.training.gradient_checkpointing)
+        return student, objective
 
     def lineage(self) -> dict[str, Any]:
         """Return from which file the model was distilled, how, and what its teacher had seen."""

@@ -26,6 +26,7 @@ from ddpm.errors import ConfigError
 from ddpm.model import Model
 from ddpm.model_file import MODEL_NAME
 from ddpm.networks import build_network
+from ddpm.networks.levels import recompute_activations
 from ddpm.training.batches import balanced_rows
 from ddpm.training.loop import Objective
 from ddpm.training.preview import Shown, shown_in_previews
@@ -65,6 +66,7 @@ class Plan:
         """Return the network of the first step, in its place, and what is minimised."""
         config = self.config
         network = engine.place(self.first_network())
+        recompute_activations(network, config.training.gradient_checkpointing)
         objective = Objective(
             schedule=self.schedule(),
             config=config.objective,
@@ -224,6 +226,7 @@ def may_change_on_resume(line: str) -> bool:
         "training.stop",
         "training.tensorboard",
         "training.micro_batch_size",
+        "training.gradient_checkpointing",
         "data.on_bad_file",
         "data.max_bad_share",
         "distillation.teacher",
