@@ -51,8 +51,7 @@ def serve(run: Callable[[], object], facts: dict[str, Any]) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         turn = time.perf_counter() - wall, time.process_time() - processor
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        _say(answers, [*turn, most])
+        _say(answers, [*turn, peak_memory()])
 
 
 def take_turns(
@@ -79,6 +78,11 @@ def take_turns(
         for worker in workers.values():
             worker.terminate()
             worker.wait()
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def medians(turns: dict[str, list[Turn]], of: str) -> dict[str, float]:

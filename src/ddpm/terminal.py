@@ -38,3 +38,11 @@ def in_bytes(count: int) -> str:
             break
         size /= 1024
     return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def in_time(seconds: float) -> str:
+    """Return a duration for people, in the largest unit that there are at least two of."""
+    for unit, size in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return "a second"

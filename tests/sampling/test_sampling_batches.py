@@ -110,7 +110,7 @@ def test_the_batch_follows_the_free_memory(trained: Path, monkeypatch: pytest.Mo
     model, chosen = placed(trained, "float32")
     sizes = []
     for free in (1, 2**20, 2**21, 2**40):
-        monkeypatch.setattr("ddpm.sampling.batches._free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("ddpm.sampling.batches.free_memory", lambda device, free=free: free)
         sizes.append(forecast(model, 10**6, chosen).batch_size)
     assert sizes[0] == 1
     assert sizes[1] == pytest.approx(sizes[2] / 2, abs=1)

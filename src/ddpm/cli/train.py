@@ -61,7 +61,9 @@ def train(
     processes: Annotated[
         int, arg(metavar="N", help="of this machine, one for each GPU, that share every batch; more machines: torchrun")
     ] = 1,
-    dry_run: Annotated[bool, arg(help="print the resolved configuration, and train nothing")] = False,
+    dry_run: Annotated[
+        bool, arg(help="print the resolved configuration and what a run would take, and train nothing")
+    ] = False,
 ) -> None:
     """Train a model on pictures, or go on with a run: the same command resumes.
 
@@ -94,10 +96,11 @@ def train(
 
     from ddpm.evaluation.scorer import extractor_for, scorer_for
     from ddpm.processes import joined, launch
-    from ddpm.terminal import bar
+    from ddpm.terminal import bar, say
     from ddpm.training.display import show_run
     from ddpm.training.fine_tune import make_fine_tuning_plan
     from ddpm.training.plan import make_plan
+    from ddpm.training.session import foretell
 
     def plan_of() -> Plan:
         if init is not None:
@@ -107,6 +110,8 @@ def train(
     if dry_run:
         plan = plan_of()
         extractor_for(plan)
+        for line in foretell(plan):
+            say(line)
         print(json.dumps({"preset": plan.preset, "out": str(plan.out), **to_tree(plan.config)}, indent=2))
     elif processes != 1:
         plan_of()  # what is wrong is said once, and pictures are decoded once

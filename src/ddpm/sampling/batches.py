@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +18,9 @@ from ddpm.config.conditions import ConditionSpec
 from ddpm.diffusion.samplers import SampleStep
 from ddpm.engine import Engine
 from ddpm.errors import SamplingError
+from ddpm.memory import free_memory, give_back, is_shortage
 from ddpm.model import Model
+from ddpm.terminal import in_time
 
 OnStep = Callable[[Sequence[int], SampleStep], object]
 """``(numbers of the batch's pictures, step) -> ...``, called after each step of each batch."""
@@ -75,10 +76,7 @@ class Forecast:
 
     def as_words(self) -> str:
         """Return the time for people."""
-        for unit, size in (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0)):
-            if self.seconds >= 2 * size:
-                return f"about {self.seconds / size:.0f} {unit}"
-        return "about a second"
+        return f"about {in_time(self.seconds)}"
 
 
 def forecast(model: Model, count: int, engine: Engine, *, batch_size: int | None = None) -> Forecast:
@@ -99,12 +97,12 @@ def forecast(model: Model, count: int, engine: Engine, *, batch_size: int | None
         needed, channels_out = _probe(model, engine)
         needed *= passes
     except (RuntimeError, MemoryError) as error:
-        if _is_shortage(error):
+        if is_shortage(error):
             raise _refusal() from error
         raise
     if batch_size is None:
         cap = _VALUES_ON_GPU if model.device.type == "cuda" else _VALUES_ON_CPU
-        batch_size = max(1, min(_free_memory(model.device) // needed, cap // math.prod(shape)))
+        batch_size = max(1, min(int(free_memory(model.device) * _FREE_SHARE) // needed, cap // math.prod(shape)))
     size = min(batch_size, count)
     while True:
         try:
@@ -195,27 +193,16 @@ def make_pictures(
 
 def _halved(size: int, error: Exception) -> int:
     """Return half the batch if `error` says that memory ran out; raise it, or a sentence, otherwise."""
-    if not _is_shortage(error):
+    if not is_shortage(error):
         raise error
     if size == 1:
         raise _refusal() from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    give_back()
     return size // 2
-
-
-def _is_shortage(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in text or "out of memory" in text
 
 
 def _refusal() -> SamplingError:
     return SamplingError("not even one picture fits into memory; close other programs, or use another --device")
-
-
-def _free_memory(device: torch.device) -> int:
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(free * _FREE_SHARE)
 
 
 def _probe(model: Model, engine: Engine) -> tuple[int, int]:

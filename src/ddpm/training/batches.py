@@ -26,6 +26,9 @@ from ddpm.training.importance import uniform_times
 
 T = TypeVar("T")
 
+WHOLE = slice(None)
+"""The part of a batch that is all of it."""
+
 _DROP_STEPS = 2**32  # by so many steps a probability is resolved
 _UNIFORM_STEPS = 2**53  # as many as a float64 in [0, 1) can tell apart
 _BLOCK = 4096  # random numbers of consecutive pictures are drawn this many at a time: one stream each would cost more
@@ -95,7 +98,7 @@ class BatchSource:
     seed: int
     flip: bool = False
     conditions: DataConditions | None = None
-    part: slice = field(default_factory=lambda: slice(None))
+    part: slice = WHOLE
 
     def batch(self, step: int) -> Batch:
         """Return the batch of optimizer step `step`, counted from 0, or this source's part of it."""

@@ -83,6 +83,8 @@ class Display:
             f"{len(store.held_out):,} held out; network of {event.num_parameters / 1e6:.2f} M parameters{part}; "
             f"{event.num_steps:,} steps on {engine.device} in {engine.precision}"
         )
+        for line in event.memory.lines():
+            say(line)
         for line in told_of_conditions(store, self._plan.conditions, balanced=self._plan.config.conditions.balanced):
             say(line)
         self._bar = tqdm(

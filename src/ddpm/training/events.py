@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ddpm.engine import Engine
+from ddpm.training.forecast import MemoryForecast
 from ddpm.training.loop import StepReport
 from ddpm.training.scoring import SampleScore
 from ddpm.training.status import Evaluation, Status
@@ -23,6 +24,7 @@ class Started:
     num_trained: int
     engine: Engine
     forecast_bytes: int
+    memory: MemoryForecast
 
 
 @dataclass(frozen=True, slots=True)

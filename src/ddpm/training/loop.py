@@ -19,6 +19,7 @@ from ddpm.diffusion.objectives import Losses, Noised, concatenated, training_los
 from ddpm.diffusion.schedules import NoiseSchedule
 from ddpm.engine import Engine
 from ddpm.errors import TrainingError
+from ddpm.memory import give_back, is_shortage
 from ddpm.processes import ALONE, Group
 from ddpm.processes.replicas import Replicas
 from ddpm.training.batches import Batch
@@ -279,13 +280,12 @@ def _backward_within_memory(
             replicas.finish_step()
             return losses, notices
         if state.micro_batch_size == 1:
-            raise TrainingError("not enough memory for one picture; use a smaller --size or network.base_channels")
+            raise TrainingError(no_room_for_one())
         state.micro_batch_size = max(1, min(state.micro_batch_size, replicas.group.largest_part(count)) // 2)
         state.optimizer.zero_grad(set_to_none=True)
         replicas.be_cautious()
         notices.append(f"out of memory: going on with micro-batches of {state.micro_batch_size}, the same batch size")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
 
 
 def _backward_if_it_fits(
@@ -293,8 +293,8 @@ def _backward_if_it_fits(
 ) -> Losses | None:
     try:
         return _backward(state, batch, objective, replicas, count)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error) or replicas.overlaps:  # the others wait for a gradient, and cannot be told
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error) or replicas.overlaps:  # the others wait for a gradient, and cannot be told
             raise
         return None  # not from here: the exception holds the frames, and they hold the memory
 
@@ -312,5 +312,9 @@ def _backward(state: TrainState, batch: Batch, objective: Objective, replicas: R
     return concatenated(collected)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+def no_room_for_one() -> str:
+    """Return what to do where not even one picture fits."""
+    return (
+        "not enough memory for one picture; use training.gradient_checkpointing=true, a smaller --size or "
+        "network.base_channels"
+    )

@@ -27,7 +27,7 @@ from ddpm.model import Model
 from ddpm.model_file import MODEL_NAME
 from ddpm.networks import build_network
 from ddpm.networks.levels import recompute_activations
-from ddpm.training.batches import balanced_rows
+from ddpm.training.batches import WHOLE, BatchSource, balanced_rows
 from ddpm.training.loop import Objective
 from ddpm.training.preview import Shown, shown_in_previews
 from ddpm.training.run_folder import RunFolder
@@ -96,6 +96,20 @@ class Plan:
         """The rows of an epoch: those to train on; where balanced, of each class as many as of the largest."""
         rows, labels = self.store.train, self.store.labels
         return balanced_rows(rows, labels) if self.config.conditions.balanced and labels is not None else rows
+
+    def batches(self, num_timesteps: int, part: slice = WHOLE) -> BatchSource:
+        """Return where the batches come from, or a part of each, for so many timesteps."""
+        return BatchSource(
+            pictures=self.store.pictures,
+            rows=self.rows,
+            codec=self.codec,
+            batch_size=self.config.training.batch_size,
+            num_timesteps=num_timesteps,
+            seed=self.config.seed,
+            flip=self.config.data.flip,
+            conditions=self.conditions,
+            part=part,
+        )
 
     def schedule(self) -> NoiseSchedule:
         """Return the noise schedule."""

@@ -91,7 +91,9 @@ def _train(session: Session, metrics: Metrics, interrupts: Interrupts) -> Iterat
     window = LossWindow(len(session.objective.schedule))
     stopped: str | None = None
     clock = time.monotonic() - session.seconds
-    with closing(prefetched(session.batches().batch, session.state.step, training.steps)) as batches:
+    part = group.part(training.batch_size)
+    source = session.plan.batches(len(session.objective.schedule), part)
+    with closing(prefetched(source.batch, session.state.step, training.steps)) as batches:
         try:
             for report in train_steps(session.state, batches, session.objective, training, group):
                 session.seconds = time.monotonic() - clock
@@ -203,6 +205,7 @@ def _started(session: Session) -> Started:
         num_trained=session.num_trained,
         engine=session.engine,
         forecast_bytes=session.forecast_bytes(),
+        memory=session.memory,
     )
 
 

@@ -17,11 +17,12 @@ from ddpm.engine import Engine, choose_engine, engine_of, without_kernels
 from ddpm.errors import DataError, RunError, SamplingError, TrainingError
 from ddpm.model import Model
 from ddpm.processes import ALONE, Group
-from ddpm.training.batches import BatchSource
+from ddpm.terminal import in_time
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint, share_state
 from ddpm.training.ema import Ema
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Notice, Previewed, Saved, Scored
+from ddpm.training.forecast import MemoryForecast, foresee, seconds_a_step
 from ddpm.training.importance import LossHistory
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
 from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
@@ -43,6 +44,7 @@ class Session:
         objective: what is minimised.
         engine: where and in which precision.
         held_out: the fixed pictures that evaluations use.
+        memory: what training takes of it.
         group: the processes that train together; the first one writes.
         scorer: of samples, where the best model is chosen by them; else none.
         history: every evaluation so far.
@@ -58,6 +60,7 @@ class Session:
     objective: Objective
     engine: Engine
     held_out: HeldOut
+    memory: MemoryForecast
     group: Group = ALONE
     scorer: Scorer | None = None
     history: list[Evaluation] = field(default_factory=list)
@@ -85,13 +88,14 @@ class Session:
                 "rounding"
             )
         notices += without_kernels() if engine.device == "cpu" and not engine.native else []
-        session = _build(plan, folder, engine)
+        session = _build(plan, folder, engine, group)
         session.scorer, session.group = scorer, group
         if notes:
-            micro_batch_size = session.state.micro_batch_size
+            fitting = session.state.micro_batch_size
             group.first(lambda: load_checkpoint(folder.checkpoint, session.state))
-            if plan.config.training.micro_batch_size != notes["config"]["training"]["micro_batch_size"]:
-                session.state.micro_batch_size = micro_batch_size  # asked for anew: it outweighs what was found to fit
+            asked_anew = plan.config.training.micro_batch_size != notes["config"]["training"]["micro_batch_size"]
+            if asked_anew or not session.memory.fits(session.state.micro_batch_size):
+                session.state.micro_batch_size = fitting  # else what the run began with, for the same bits
             session.history = [evaluation_of(tree) for tree in notes["history"]]
             session.scores = [SampleScore(**tree) for tree in notes.get("scores", [])]
             session.seconds = notes["seconds"]
@@ -99,7 +103,8 @@ class Session:
             notices += [moved] if moved else []
             notices.append(f"resumed at step {session.state.step:,} of {plan.config.training.steps:,}")
         share_state(session.state, group)
-        session.notices = notices
+        session.memory = replace(session.memory, micro_batch_size=session.state.micro_batch_size)
+        session.notices = notices + session.memory.told_of_fitting()
         return session
 
     def model(self, *, averaged: bool = True) -> Model:
@@ -123,21 +128,6 @@ class Session:
     def num_trained(self) -> int:
         """How many numbers the optimizer moves."""
         return sum(weight.numel() for weight in self.state.network.parameters() if weight.requires_grad)
-
-    def batches(self) -> BatchSource:
-        """Return where the batches come from."""
-        plan = self.plan
-        return BatchSource(
-            pictures=plan.store.pictures,
-            rows=plan.rows,
-            codec=plan.codec,
-            batch_size=plan.config.training.batch_size,
-            num_timesteps=len(self.objective.schedule),
-            seed=plan.config.seed,
-            flip=plan.config.data.flip,
-            conditions=plan.conditions,
-            part=self.group.part(plan.config.training.batch_size),
-        )
 
     def forecast_bytes(self) -> int:
         """Return what the folder will take; refuse if there is no space for it."""
@@ -282,19 +272,35 @@ def _facts(plan: Plan) -> dict[str, str]:
     }
 
 
+def foretell(plan: Plan) -> list[str]:
+    """Return what a run will take, in lines, without beginning it."""
+    engine, training = _engine_for(plan), plan.config.training
+    network, objective = plan.start(engine)
+    held_out = HeldOut.of(plan.store, plan.codec, len(objective.schedule), plan.config.seed, plan.conditions)
+    memory = foresee(network, objective, held_out.train[0], training)
+    count = sum(weight.numel() for weight in network.parameters())
+    lines = [f"network of {count / 1e6:.2f} M parameters on {engine.device} in {engine.precision}", *memory.lines()]
+    seconds = seconds_a_step(network, objective, held_out.train[0], training.batch_size)
+    if seconds is not None:
+        lines.append(f"time: about {seconds:.2g} s a step, {in_time(seconds * training.steps)} in all")
+    return lines + memory.told_of_fitting()
+
+
 def _engine_for(plan: Plan) -> Engine:
     return choose_engine(plan.config.training.device, plan.config.training.precision)
 
 
-def _build(plan: Plan, folder: RunFolder, engine: Engine) -> Session:
+def _build(plan: Plan, folder: RunFolder, engine: Engine, group: Group) -> Session:
     config, training = plan.config, plan.config.training
     network, objective = plan.start(engine)
     num_timesteps = len(objective.schedule)
+    held_out = HeldOut.of(plan.store, plan.codec, num_timesteps, config.seed, plan.conditions)
+    memory = foresee(network, objective, held_out.train[0], training, group)
     state = TrainState(
         network=network,
         ema=Ema(network, training.ema_decay),
         optimizer=make_optimizer(network, training),
-        micro_batch_size=training.micro_batch_size or training.batch_size,
+        micro_batch_size=memory.micro_batch_size,
         history=LossHistory.empty(num_timesteps) if config.objective.timesteps == "importance" else None,
     )
     return Session(
@@ -303,7 +309,8 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine) -> Session:
         state=state,
         objective=objective,
         engine=engine,
-        held_out=HeldOut.of(plan.store, plan.codec, num_timesteps, config.seed, plan.conditions),
+        held_out=held_out,
+        memory=memory,
     )
 
 
