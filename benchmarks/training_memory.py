@@ -2,7 +2,7 @@
 
 Each setting runs in a process of its own: a forecast, then three optimizer steps as `ddpm train` makes them, on
 pictures of random numbers. Measured is by how much the peak of the process exceeds what it took before the network was
-built; seconds are the processor's.
+built, its libraries loaded (which the first pass of any network does, for about 140 MiB); seconds are the processor's.
 
 python benchmarks/training_memory.py [--networks cifar10,64x64] [--batches 8,16] [--threads 1]
 """
@@ -22,7 +22,7 @@ from turns import peak_memory
 
 from ddpm.config import NetworkConfig, ObjectiveConfig, TrainingConfig
 from ddpm.diffusion import make_schedule
-from ddpm.engine import choose_engine
+from ddpm.engine import Engine, choose_engine
 from ddpm.networks import build_network
 from ddpm.networks.levels import recompute_activations
 from ddpm.training.batches import Batch
@@ -78,7 +78,14 @@ def measure(name: str, batch: int, precision: str, *, checkpointing: bool) -> di
     """Return forecast and measured bytes, and the processor's seconds a step."""
     side, config = NETWORKS[name]
     engine = choose_engine("cpu", precision)
+    train(32, NetworkConfig(base_channels=8, num_groups=4), 2, engine, checkpointing=checkpointing)  # loads libraries
     before = psutil.Process().memory_info().rss
+    forecast, seconds = train(side, config, batch, engine, checkpointing=checkpointing)
+    return {"forecast": forecast, "measured": peak_memory() - before, "seconds": seconds}
+
+
+def train(side: int, config: NetworkConfig, batch: int, engine: Engine, *, checkpointing: bool) -> tuple[int, float]:
+    """Make some steps; return the forecast in bytes, and the processor's seconds a step."""
     network = engine.place(build_network(config, (side, side, 3)))
     recompute_activations(network, checkpointing)
     objective = Objective(make_schedule("linear", 1000), ObjectiveConfig(), engine, levels=256)
@@ -89,11 +96,7 @@ def measure(name: str, batch: int, precision: str, *, checkpointing: bool) -> di
     seconds = []
     for _ in train_steps(state, [pictures] * STEPS, objective, training):
         seconds.append(time.process_time())
-    return {
-        "forecast": memory.total(memory.micro_batch_size),
-        "measured": peak_memory() - before,
-        "seconds": (seconds[-1] - seconds[0]) / (STEPS - 1),
-    }
+    return memory.total(memory.micro_batch_size), (seconds[-1] - seconds[0]) / (STEPS - 1)
 
 
 def random_batch(batch: int, side: int) -> Batch:

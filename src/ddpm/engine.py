@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from torch import nn
 from ddpm import native
 from ddpm.errors import ConfigError
 from ddpm.networks.kernels import use_kernels
+from ddpm.self_test import trouble_with
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +33,23 @@ class Engine:
         channels_last: memory layout of pictures and weights.
         threads: of the CPU; bit-equal results need the same number.
         native: whether group norms and convolutions run in the compiled kernels of `ddpm.native`.
+        notices: what the user should know of the choice; no part of it.
     """
 
     device: str
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     channels_last: bool
     threads: int
     native: bool = False
+    notices: tuple[str, ...] = field(default=(), compare=False)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the network's forward pass runs."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
+        return autocast(self.device, self.precision)
+
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """Return what scales losses so that small gradients do not vanish in float16; other precisions need none."""
+        return torch.amp.GradScaler(torch.device(self.device).type) if self.precision == "float16" else None
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the device, in its memory layout, and choose its kernels."""
@@ -56,7 +63,14 @@ class Engine:
 
     def as_tree(self) -> dict[str, Any]:
         """Return plain JSON values; ``Engine(**tree)`` inverts it."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "notices"}
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which a network runs in a precision of `Precision`."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=getattr(torch, precision))
 
 
 def choose_engine(device: str = "auto", precision: str = "auto") -> Engine:
@@ -65,24 +79,30 @@ def choose_engine(device: str = "auto", precision: str = "auto") -> Engine:
     bfloat16 in channels_last is used where the hardware multiplies it fast: CPUs with AMX, AMD's from Zen 5 on (a
     convolution twice as fast as in float32, a whole training step 1.9 times), GPUs with tensor cores for it.
     Elsewhere it is slower than float32 (1.2 to 1.7 times on an Intel CPU that has AVX512-BF16 but no AMX). On a CPU the
-    compiled kernels, which read channels_last only, are used wherever they can be built.
+    compiled kernels, which read channels_last only, are used wherever they can be built. GPUs whose tensor cores know
+    float16 alone compute in that, older ones in float32. A GPU of Apple's is tested before it is trusted.
 
     Raises:
         ConfigError: for a device that this machine does not have.
     """
     name = _default_device() if device == "auto" else device
     chosen_device = _checked_device(name)
-    kind, fast = chosen_device.type, _has_fast_bfloat16(chosen_device)
-    chosen: Literal["float32", "bfloat16"] = (
-        "bfloat16" if precision == "bfloat16" or (precision == "auto" and fast) else "float32"
-    )
-    compiled = kind == "cpu" and native.available()
+    notices: list[str] = []
+    if chosen_device.type == "mps" and (trouble := trouble_with(name)):
+        notices.append(f"the GPU ('{name}') is not used, because {trouble}: going on with the CPU")
+        name, chosen_device = "cpu", torch.device("cpu")
+    kind, best = chosen_device.type, _best_precision(chosen_device)
+    chosen: Precision = next((known for known in get_args(Precision) if known == precision), best)
+    if kind == "cuda" and best == "float32" and chosen == best:
+        notices.append(f"'{torch.cuda.get_device_name(chosen_device)}' has no use for half precision: float32")
+    compiled = kind == "cpu" and chosen != "float16" and native.available()
     return Engine(
         device=name,
         precision=chosen,
-        channels_last=kind != "mps" and (fast or compiled),
+        channels_last=kind != "mps" and (best != "float32" or compiled),
         threads=torch.get_num_threads(),
         native=compiled,
+        notices=tuple(notices),
     )
 
 
@@ -132,10 +152,20 @@ def _checked_device(name: str) -> torch.device:
     return device
 
 
-def _has_fast_bfloat16(device: torch.device) -> bool:
+def _best_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and _cpu_multiplies_bfloat16_fast()
+        return precision_of_gpu(torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device))
+    return "bfloat16" if device.type == "cpu" and _cpu_multiplies_bfloat16_fast() else "float32"
+
+
+def precision_of_gpu(capability: tuple[int, int], name: str) -> Precision:
+    """Return the precision for an NVIDIA GPU: bfloat16 from Ampere on, float16 from Volta on, else float32.
+
+    A GTX 16xx counts as Turing but has no tensor cores, and is known for results that are not finite in float16.
+    """
+    if capability >= (8, 0):
+        return "bfloat16"
+    return "float16" if capability >= (7, 0) and "GTX 16" not in name else "float32"
 
 
 @lru_cache(maxsize=1)

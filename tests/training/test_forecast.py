@@ -113,7 +113,7 @@ class TestForesee:
 class TestFitting:
     def test_all_at_once_where_it_fits(self) -> None:
         assert FORECAST.largest_fitting() == 32
-        assert FORECAST.total(32) == (40 + 1 + 128) * MIB
+        assert FORECAST.total(32) == (40 + 10 + 1 + 128) * MIB
 
     def test_parts_are_even_and_fit(self) -> None:
         tight = replace(FORECAST, free=90 * MIB)  # 81 to be used: 30 + 1 + 10 fixed, 40 for ten pictures

@@ -58,7 +58,7 @@ def evaluate(
     processes: Annotated[int, arg(metavar="P", help="how many share the work; the result is the same")] = 1,
     device: Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")] = "auto",
     precision: Annotated[
-        str, arg(metavar="NAME", help="of sampling: auto (as `sample`), float32 or bfloat16")
+        str, arg(metavar="NAME", help="of sampling: auto (as `sample`), float32, bfloat16 or float16")
     ] = "auto",
     json_file: Annotated[
         Path | None, arg(name="json", metavar="FILE", help="write scores and recipe there too")

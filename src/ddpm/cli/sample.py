@@ -101,7 +101,8 @@ def sample(
     ] = "png",
     batch_size: Annotated[int | None, arg(metavar="B", help="pictures at once; by default what fits")] = None,
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16"], arg(metavar="NAME", help="auto: what this machine computes fast")
+        Literal["auto", "float32", "bfloat16", "float16"],
+        arg(metavar="NAME", help="auto: what this machine computes fast"),
     ] = "auto",
     out: Annotated[Path | None, arg(metavar="DIR", help="by default samples/ beside the model")] = None,
     device: Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps")] = "auto",
@@ -211,7 +212,7 @@ class How:
     """What decides neither which pictures nor what is in them."""
 
     batch_size: int | None
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
     out: Path | None
     device: str
     film: tuple[Literal["gif", "webp", "apng", "mp4", "strip"], ...]
@@ -245,6 +246,8 @@ def plan(
 
     file = locate(path)
     engine = choose_engine(how.device, how.precision)
+    for line in engine.notices:
+        say(line)
     loaded = Model.load(file, device=engine.device)
     for text in adapters:
         loaded = loaded.with_adapter(*parse_adapter(text))

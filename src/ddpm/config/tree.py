@@ -13,7 +13,7 @@ from ddpm.config.section import Section
 
 ScheduleName = Literal["linear", "cosine", "exponential", "quadratic", "sigmoid", "constant"]
 Parameterization = Literal["eps", "x_0", "v", "mu"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Score = Literal["loss", "frechet", "kernel"]
 Channels = Literal["auto", "gray", "rgb", "rgba"]
 Fit = Literal["crop", "pad", "stretch"]
@@ -169,7 +169,7 @@ class TrainingConfig(Section):
     adam_betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     ema_decay: float = Field(0.9999, ge=0.0, lt=1.0, description="decay of the averaged weights after their warm-up")
-    precision: Precision = Field("auto", description="auto: what a short probe finds fastest and safe")
+    precision: Precision = Field("auto", description="auto: what the device multiplies fast; float16 scales losses")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     preview_every: int = Field(1000, ge=1, description="steps between preview grids")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from ddpm.codec import Pictures
 from ddpm.conditions import Condition
 from ddpm.config import DataConfig
 from ddpm.data import Store, open_store
+from ddpm.engine import autocast
 from ddpm.errors import SamplingError
 from ddpm.model import Model
 
@@ -52,7 +52,7 @@ class Sampled:
         sampling: what replaces the file's advice, a tree of `SamplingConfig`.
         fingerprint: of the model, `model_fingerprint`.
         seed: of the noise.
-        precision: "float32" or "bfloat16", of convolutions and matrix products.
+        precision: "float32", "bfloat16" or "float16", of convolutions and matrix products.
         conditions: numbers of pictures -> their conditions, where the model cannot draw them itself.
     """
 
@@ -80,7 +80,7 @@ class Sampled:
         def read(numbers: range, tick: Tick) -> Pictures:
             size = max(1, _VALUES_A_BATCH // math.prod(model.picture_shape))
             batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-            with _autocast(device, self.precision):
+            with autocast(device, self.precision):
                 return np.concatenate([self._sample(model, batch, tick) for batch in batches])
 
         return read
@@ -103,12 +103,6 @@ def _decoded(model: Model, numbers: range, x_0: torch.Tensor | None) -> Pictures
             "the weights are damaged, or diverged while training: no score means anything"
         )
     return model.codec.decode(x_0)
-
-
-def _autocast(device: str, precision: str) -> AbstractContextManager[object]:
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
 
 
 def model_fingerprint(model: Model) -> str:

@@ -7,12 +7,12 @@ import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast, get_args
 
 from PIL import Image, UnidentifiedImageError
 
 from ddpm.conditions.asked import Asked, asked_of
-from ddpm.engine import Engine
+from ddpm.engine import Engine, Precision
 from ddpm.errors import SamplingError
 from ddpm.files import sha256_of
 from ddpm.model import Model
@@ -38,7 +38,7 @@ class Recipe:
         model: path of the model file, relative to the folder of the picture: a run may move, and names no user.
         model_sha256: of the model file, hexadecimal.
         step: optimizer steps that the model had seen; none if it does not say.
-        precision: of the network's arithmetic, "float32" or "bfloat16".
+        precision: of the network's arithmetic, "float32", "bfloat16" or "float16".
         version: of this program.
         adapters: file, sha256 and scale of each adapter that the model carried, files relative as the model's.
         condition: what the picture was asked to be, as `Asked.as_tree` says it; a picture to begin with has its file,
@@ -75,17 +75,18 @@ class Recipe:
         """Return sampler and steps, for people."""
         return f"{self.sampling['sampler']}, {self.sampling['steps']} step{'s' if self.sampling['steps'] != 1 else ''}"
 
-    def checked_precision(self) -> Literal["float32", "bfloat16"]:
+    def checked_precision(self) -> Precision:
         """Return the precision.
 
         Raises:
-            SamplingError: if it is neither.
+            SamplingError: if there is no such one.
         """
-        if self.precision == "float32":
-            return "float32"
-        if self.precision == "bfloat16":
-            return "bfloat16"
-        raise SamplingError(f"the recipe's precision is '{self.precision}'; expected float32 or bfloat16")
+        for known in get_args(Precision):
+            if self.precision == known:
+                return cast("Precision", known)
+        raise SamplingError(
+            f"the recipe's precision is '{self.precision}'; expected one of {', '.join(get_args(Precision))}"
+        )
 
     def find_model(self, picture: Path, given: Path | None = None) -> Path:
         """Return the model file that made `picture`: the one that is given, or where the recipe says.

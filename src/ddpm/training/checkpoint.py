@@ -77,20 +77,23 @@ def share_state(state: TrainState, group: Group) -> None:
     _count_from(state, counters)
 
 
-def _counters_of(state: TrainState) -> dict[str, int]:
+def _counters_of(state: TrainState) -> dict[str, Any]:
     return {
         "step": state.step,
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
         "micro_batch_size": state.micro_batch_size,
+        "loss_scale": None if state.scaler is None else state.scaler.state_dict(),
     }
 
 
-def _count_from(state: TrainState, counters: dict[str, int]) -> None:
+def _count_from(state: TrainState, counters: dict[str, Any]) -> None:
     state.step = counters["step"]
     state.skipped = counters["skipped"]
     state.skipped_in_a_row = counters["skipped_in_a_row"]
     state.micro_batch_size = counters["micro_batch_size"]
+    if state.scaler is not None and counters.get("loss_scale") is not None:
+        state.scaler.load_state_dict(counters["loss_scale"])
 
 
 def _tensors_of(state: TrainState) -> dict[str, Tensor]:

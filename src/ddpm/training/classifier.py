@@ -68,6 +68,7 @@ class _Training:
     ema: Ema
     optimizer: torch.optim.AdamW
     labels: Tensor
+    scaler: torch.amp.GradScaler | None = None
     step: int = 0
     skipped_in_a_row: int = 0
 
@@ -164,6 +165,7 @@ def _begin(plan: ClassifierPlan) -> _Training:
         network=network,
         ema=Ema(network, config.training.ema_decay),
         optimizer=make_optimizer(network, config.training),
+        scaler=engine.scaler(),
         labels=torch.from_numpy(np.array(plan.labels)),
     )
 
@@ -182,7 +184,10 @@ def _step(now: _Training, batch: Batch) -> float:
         logits = now.network(x_t, t, dropout_keys=batch.dropout_keys.to(device))
     wanted = now.labels[torch.from_numpy(batch.rows)].to(device)
     loss = functional.cross_entropy(logits.float(), wanted, label_smoothing=now.plan.config.label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss if now.scaler is None else now.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+    if now.scaler is not None:
+        now.scaler.unscale_(now.optimizer)
+        now.scaler.update()
     norm = float(nn.utils.clip_grad_norm_(now.network.parameters(), training.gradient_clip))
     now.step += 1
     if math.isfinite(norm) and math.isfinite(loss.item()):

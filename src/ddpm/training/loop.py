@@ -43,6 +43,7 @@ class TrainState:
         skipped_in_a_row: how many of them were the latest.
         micro_batch_size: pictures in memory at once; halved when memory runs out.
         history: the losses by which times are drawn; none: times are uniform.
+        scaler: of losses, in float16; else none.
     """
 
     network: nn.Module
@@ -53,6 +54,7 @@ class TrainState:
     skipped: int = 0
     skipped_in_a_row: int = 0
     history: LossHistory | None = None
+    scaler: torch.amp.GradScaler | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +182,9 @@ def train_steps(
     """Make one optimizer step a batch, and yield after each.
 
     A step whose loss or gradient is not finite changes no weight: it is skipped and counted. When memory runs out, the
-    micro-batch is halved and the step made again; the effective batch stays. All processes of a group decide alike:
-    each is given its part of the batch, and all see the losses of the whole.
+    micro-batch is halved and the step made again; the effective batch stays. In float16 a gradient may be too large for
+    the scale of the loss: such a step is skipped too, and the scale halved, but it says nothing of the training. All
+    processes of a group decide alike: each is given its part of the batch, and all see the losses of the whole.
 
     Args:
         state: what moves; the same in every process.
@@ -202,6 +205,7 @@ def train_steps(
             each["lr"] = rate
         losses, notices = _backward_within_memory(state, batch, objective, replicas, count)
         seen = _Seen.of(batch, losses, group, count)
+        scale = _unscale(state)
         norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip))
         loss = float((seen.total * seen.weights).mean())
         finite = math.isfinite(loss) and math.isfinite(norm)
@@ -214,7 +218,10 @@ def train_steps(
                 state.history.update(seen.t, seen.total)
         else:
             state.skipped += 1
-            state.skipped_in_a_row += 1
+            if scale > 1 and math.isfinite(loss):
+                notices.append(f"float16: a gradient overflowed at a loss scale of {scale:g}, which is halved")
+            else:
+                state.skipped_in_a_row += 1
         state.optimizer.zero_grad(set_to_none=True)
         yield StepReport(
             step=state.step,
@@ -307,9 +314,20 @@ def _backward(state: TrainState, batch: Batch, objective: Objective, replicas: R
         with replicas.accumulating(last=start + state.micro_batch_size >= len(batch)):
             losses = objective.losses(replicas.network, micro)
             weighted = losses.total * micro.weights.to(losses.total.device)
-            (weighted.sum() * replicas.scale / count).backward()  # type: ignore[no-untyped-call]
+            loss = weighted.sum() * replicas.scale / count
+            (loss if state.scaler is None else state.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         collected.append(losses.map(lambda part: part.detach().float().cpu()))
     return concatenated(collected)
+
+
+def _unscale(state: TrainState) -> float:
+    """Divide the gradients by the scale of the losses, choose that of the next step, and return this one's; 1: none."""
+    if state.scaler is None:
+        return 1.0
+    scale = float(state.scaler.get_scale())
+    state.scaler.unscale_(state.optimizer)
+    state.scaler.update()
+    return scale
 
 
 def no_room_for_one() -> str:

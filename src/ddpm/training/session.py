@@ -87,6 +87,7 @@ class Session:
                 f"changed on resume: processes: {notes.get('processes', 1)} -> {group.size}; the same steps, within "
                 "rounding"
             )
+        notices += engine.notices
         notices += without_kernels() if engine.device == "cpu" and not engine.native else []
         session = _build(plan, folder, engine, group)
         session.scorer, session.group = scorer, group
@@ -302,6 +303,7 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine, group: Group) -> Sessi
         optimizer=make_optimizer(network, training),
         micro_batch_size=memory.micro_batch_size,
         history=LossHistory.empty(num_timesteps) if config.objective.timesteps == "importance" else None,
+        scaler=engine.scaler(),
     )
     return Session(
         plan=plan,
