@@ -23,7 +23,7 @@ def free_memory(device: torch.device | str) -> int:
         return int(torch.cuda.mem_get_info(place)[0])
     if place.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return min([psutil.virtual_memory().available, *_left_by_groups(_GROUPS, _OWN)])
+    return min([int(psutil.virtual_memory().available), *_left_by_groups(_GROUPS, _OWN)])
 
 
 def is_shortage(error: BaseException) -> bool:

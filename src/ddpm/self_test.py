@@ -25,9 +25,9 @@ def trouble_with(device: str) -> str | None:
         return f"it cannot run a network ({str(error).splitlines()[0]})"
     for here, there in zip(expected, found, strict=True):
         scale = max(float(here.abs().max()), 1e-6)
-        error = float((here - there).abs().max()) / scale
-        if not error <= _TOLERANCE:  # one that is not a number, too
-            return f"it computes other numbers than the CPU (off by {error:.1g} of the largest; expected below 1e-3)"
+        off = float((here - there).abs().max()) / scale
+        if not off <= _TOLERANCE:  # one that is not a number, too
+            return f"it computes other numbers than the CPU (off by {off:.1g} of the largest; expected below 1e-3)"
     return None
 
 

@@ -98,7 +98,7 @@ class BatchSource:
     seed: int
     flip: bool = False
     conditions: DataConditions | None = None
-    part: slice = WHOLE
+    part: slice = field(default_factory=lambda: WHOLE)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of optimizer step `step`, counted from 0, or this source's part of it."""

@@ -23,6 +23,7 @@ from ddpm.training.loop import Objective, no_room_for_one
 
 _SHARE = 0.9  # of the free memory: other programs want some too, and libraries take workspaces that nobody counts
 _HOLES = 1.15  # on a CPU: what is freed is kept, but does not always fit what is asked for next
+_VALUES_TIMED = 2**16  # pixel values of a pass that is timed: 21 pictures of 32x32
 _MOMENTS = 2  # numbers that Adam keeps for each weight that it moves
 
 
@@ -143,14 +144,15 @@ def foresee(
 
 
 def seconds_a_step(network: nn.Module, objective: Objective, pictures: Batch, batch_size: int) -> float | None:
-    """Return about how long an optimizer step takes, from two pictures; none on a GPU, which two do not fill."""
+    """Return about how long an optimizer step takes, from a few pictures; none on a GPU, which they do not fill."""
     if objective.engine.device != "cpu":
         return None
+    count = max(1, min(batch_size, _VALUES_TIMED // pictures.x_0[0].numel()))
     began = time.perf_counter()
-    _pass(network, objective, _first(pictures, 2))
+    _pass(network, objective, _first(pictures, count))
     seconds = time.perf_counter() - began
     network.zero_grad(set_to_none=True)
-    return seconds / 2 * batch_size
+    return seconds / count * batch_size
 
 
 def _first(batch: Batch, count: int) -> Batch:
@@ -181,7 +183,7 @@ def _peak(network: nn.Module, objective: Objective, pictures: Batch) -> int:
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             _pass(network, objective, pictures)
-            return torch.cuda.max_memory_allocated(device) - before
+            return int(torch.cuda.max_memory_allocated(device) - before)
         with _Live() as live:
             _pass(network, objective, pictures)
         return live.peak
@@ -193,7 +195,7 @@ def _peak(network: nn.Module, objective: Objective, pictures: Batch) -> int:
         network.zero_grad(set_to_none=True)
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own has no types
     """Counts the bytes of all tensors that are made while it is entered, and as long as they live.
 
     What an operation takes and gives back inside itself is not seen; on a CPU that is small.
@@ -203,7 +205,7 @@ class _Live(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._now = 0
         self._living: dict[int, weakref.ref[torch.UntypedStorage]] = {}
