@@ -42,6 +42,7 @@ class MemoryForecast:
         batch_size: pictures of an optimizer step.
         micro_batch_size: pictures at once.
         holes: how many times more the process takes than is in use.
+        chosen: whether that number of pictures was chosen by the memory.
     """
 
     weights: int
@@ -54,6 +55,7 @@ class MemoryForecast:
     batch_size: int
     micro_batch_size: int
     holes: float = 1.0
+    chosen: bool = True
 
     @property
     def fixed(self) -> int:
@@ -96,7 +98,7 @@ class MemoryForecast:
 
     def told_of_fitting(self) -> list[str]:
         """Return why fewer pictures are computed at once than a step has, where that was decided by the memory."""
-        if self.micro_batch_size == self.batch_size:
+        if self.micro_batch_size == self.batch_size or not self.chosen:
             return []
         return [
             f"a batch of {self.batch_size} would take {in_bytes(self.total(self.batch_size))} at once: it is computed "
@@ -137,10 +139,9 @@ def foresee(
         batch_size=group.largest_part(training.batch_size),
         micro_batch_size=training.micro_batch_size or group.largest_part(training.batch_size),
         holes=_HOLES if objective.engine.device == "cpu" else 1.0,
+        chosen=training.micro_batch_size is None,
     )
-    if training.micro_batch_size is not None:
-        return forecast
-    return replace(forecast, micro_batch_size=forecast.largest_fitting())
+    return replace(forecast, micro_batch_size=forecast.largest_fitting()) if forecast.chosen else forecast
 
 
 def seconds_a_step(network: nn.Module, objective: Objective, pictures: Batch, batch_size: int) -> float | None:
@@ -183,10 +184,11 @@ def _peak(network: nn.Module, objective: Objective, pictures: Batch) -> int:
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             _pass(network, objective, pictures)
-            return int(torch.cuda.max_memory_allocated(device) - before)
+            return torch.cuda.max_memory_allocated(device) - before
         with _Live() as live:
             _pass(network, objective, pictures)
-        return live.peak
+        peak: int = live.peak
+        return peak
     except (RuntimeError, MemoryError) as error:
         if not is_shortage(error):
             raise
