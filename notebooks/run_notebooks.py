@@ -72,6 +72,8 @@ def _tidy(notebook: NotebookNode, folder: str) -> None:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02}"
         cell.metadata.pop("execution", None)
+        if "outputs" in cell:
+            cell.outputs = _joined(cell.outputs)
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
                 output.text = output.text.replace(folder + os.sep, "")
@@ -80,6 +82,18 @@ def _tidy(notebook: NotebookNode, folder: str) -> None:
                     output.data[kind] = re.sub(r" at 0x[0-9a-f]+", "", text)
                 elif kind == "image/png":
                     output.data[kind] = _smaller(text)
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Return outputs with what was printed in one piece: where a stream is cut is a matter of chance."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        before = joined[-1] if joined else None
+        if before is not None and output.output_type == "stream" and before.get("name") == output.name:
+            before.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _smaller(png: str) -> str:
