@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its configuration: made pages, links of equations, formulas as MathML."""
+"""What mkdocs does beyond its configuration: made pages, links of equations, dark figures, formulas as MathML."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from docs_site.pages import command_line_page, proof_pages, reference_pages
 from docs_site.results import with_tables
 
 OUTSIDE = re.compile(r"\]\((?P<target>\.\./[^)\s#]+)\)")
+FIGURE = re.compile(r"(?P<before>!\[[^\]]*\]\((?:\.\./)*images/figures/)(?P<name>[\w-]+\.png)\)")
 MENTION = re.compile(r"\bEq\. (?P<number>\d+\.\d+)\b(?!\]|`)")
 
 
@@ -54,12 +55,13 @@ def _linked_outside() -> set[str]:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn captions, tests, mentions of equations and links to the repository into links of the site."""
+    """Turn captions, tests, mentions of equations and links to the repository into links; figures into both papers'."""
     here = page.file.src_uri
     if here.startswith(("proofs/", "reference/")):
         return markdown
     numbers = {equation.number: equation for equation in all_equations()}
-    markdown = CAPTION.sub(_caption, with_tables(markdown))
+    markdown = FIGURE.sub(_for_both_papers, with_tables(markdown))
+    markdown = CAPTION.sub(_caption, markdown)
     markdown = MENTION.sub(lambda found: _mention(found, numbers, here), markdown)
     markdown = TEST.sub(lambda found: _test_link(found, here), markdown)
     return OUTSIDE.sub(lambda found: _outside_link(found, here), markdown)
@@ -68,6 +70,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def _caption(found: re.Match[str]) -> str:
     about = FUNCTION.sub(lambda f: f"[`{f['path'].removeprefix('ddpm.diffusion.')}`][{f['path']}]", found["about"])
     return f"[**({found['number']})**](#eq-{found['number']}){{ #eq-{found['number']} }} {about}\n{{ .equation }}"
+
+
+def _for_both_papers(found: re.Match[str]) -> str:
+    """Return a figure twice, of which a page shows the one that its paper needs."""
+    if not (DOCS / "images" / "figures" / "dark" / found["name"]).is_file():
+        return found[0]
+    return f"{found['before']}{found['name']}#only-light) {found['before']}dark/{found['name']}#only-dark)"
 
 
 def _mention(found: re.Match[str], numbers: dict[str, Equation], here: str) -> str:

@@ -9,6 +9,13 @@ from typing import Any
 
 from docs_site.equations import ROOT
 
+_SCORES = {
+    "frechet_ratio": "Fréchet distance over pixels, relative to that of held-out scans; 1 is perfect",
+    "two_sample_accuracy": "1-nearest-neighbour accuracy, samples against held-out; 0.5 is perfect",
+    "copying_ratio": "distance to the nearest training scan, relative to that of held-out scans; 1 is perfect",
+    "sure_ratio": "share that a classifier is sure of, relative to that of held-out scans; 1 is perfect",
+}
+
 MARK = re.compile(r"^<!-- table: (?P<name>\w+) -->$", re.MULTILINE)
 
 
@@ -27,15 +34,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _digits(result: Any) -> str:
-    names = {
-        "frechet_ratio": "Fréchet distance over pixels, relative to that of held-out scans; 1 is perfect",
-        "two_sample_accuracy": "1-nearest-neighbour accuracy, samples against held-out; 0.5 is perfect",
-        "copying_ratio": "distance to the nearest training scan, relative to that of held-out scans; 1 is perfect",
-        "sure_ratio": "share that a classifier is sure of, relative to that of held-out scans; 1 is perfect",
-    }
     scores = result["scores"]
     head = ["score", *(f"seed {row['seed']}" for row in scores)]
-    return _table(head, [[text, *(f"{row[key]:.3f}" for row in scores)] for key, text in names.items()])
+    return _table(head, [[text, *(f"{row[key]:.3f}" for row in scores)] for key, text in _SCORES.items()])
 
 
 def _bound(result: Any) -> str:
@@ -99,8 +100,77 @@ def _score_speed(result: Any) -> str:
     )
 
 
+def _sampling_speed(result: Any) -> str:
+    rates, costs = result["pictures a second"], result["processor seconds a picture"]
+    rows = [[name, f"{rate:.2f}", f"{costs[name]:.3f}"] for name, rate in rates.items()]
+    return _table(["program", "pictures a second", "processor seconds a picture"], rows)
+
+
+def _kernel_speed(result: Any) -> str:
+    rows = [[row["kernel"], f"{row['library_ms']:.1f} ms", f"{row['ours_ms']:.1f} ms"] for row in result["rows"]]
+    return _table(["kernel", "matrix library", "here"], rows)
+
+
+def _examples(result: Any) -> str:
+    keys = ("frechet_ratio", "two_sample_accuracy", "copying_ratio", "sure_ratio")
+    columns = [(f"{sampler}, seed {row['seed']}", row) for sampler, rows in result["scores"].items() for row in rows]
+    rows = [[_SCORES[key], result["goals"][key], *(f"{row[key]:.3f}" for _, row in columns)] for key in keys]
+    return _table(["score", "goal", *(name for name, _ in columns)], rows)
+
+
+def _guidance(result: Any) -> str:
+    parts = [result] if "rows" in result else list(result.values())  # one run, or several
+    rows = [
+        [
+            row["kind"],
+            f"{row['scale']:g}",
+            part["setting"]["number"],
+            f"{row['frechet']:.2f} ± {row['frechet_error']:.2f}",
+            f"{row['agreement']:.1%}" if "agreement" in row else "",
+            f"{row['precision']:.3f}",
+            f"{row['recall']:.3f}",
+        ]
+        for part in sorted(parts, key=lambda part: -part["setting"]["number"])
+        for row in sorted(part["rows"], key=lambda row: (row["kind"], row["scale"]))
+    ]
+    return _table(
+        ["guidance", "scale", "samples", "Fréchet distance", "of the asked class", "precision", "recall"], rows
+    )
+
+
+def _guidance_cost(result: Any) -> str:
+    rows = [[name, f"{ratio:.2f}"] for name, ratio in result["ratio"].items()]
+    return _table(["", f"times the time of no guidance; goal: at most {result['goal']}"], rows)
+
+
+def _emoji(result: Any) -> str:
+    found = [
+        [scale, f"{row['among_5']:.1%}", f"{row['first']:.1%}", f"{row['median_rank']:g}"]
+        for scale, row in result["retrieval"].items()
+    ]
+    return _table(["guidance", "right picture among the five nearest", "the nearest", "median rank"], found)
+
+
+def _objectives(result: Any) -> str:
+    rows = []
+    for row in result["rows"]:
+        variance, bound = min(row["bounds"].items(), key=lambda item: item[1]["mean"])
+        ratios = [f"{row[f'Fréchet ratio, {sampler}']:.2f}" for sampler in ("ddpm", "ddim")]
+        rows.append([row["output"], row["objective"], f"{bound['mean']:.2f} ± {bound['error']:.2f}", variance, *ratios])
+    return _table(["output", "objective", "bound, bits/dim", "variance", "Fréchet ratio, ddpm", "ddim"], rows)
+
+
 _TABLES: dict[str, Callable[[Any], str]] = {
     "digits": _digits,
+    "examples": _examples,
+    "guidance": _guidance,
+    "guidance_cost": _guidance_cost,
+    "emoji": _emoji,
+    "objectives": _objectives,
+    "objectives_mnist": _objectives,
+    "sampling_speed": _sampling_speed,
+    "training_speed": _sampling_speed,
+    "kernel_speed": _kernel_speed,
     "bound": _bound,
     "samplers_mnist": _samplers_mnist,
     "data_speed": _data_speed,
