@@ -95,3 +95,11 @@ def test_every_source_is_in_the_references() -> None:
     references = (DOCS / "references.md").read_text(encoding="utf-8")
     missing = {name for equation in EQUATIONS for name in cited.findall(equation.source) if f"{name}" not in references}
     assert missing == set()
+
+
+def test_every_work_that_a_page_cites_is_in_the_references() -> None:
+    cited = re.compile(r"\b([A-Z][\w-]+(?:, [A-Z][\w-]+)*(?: & [A-Z][\w-]+| et al\.)?),? ((?:19|20)\d\d)")
+    references = (DOCS / "references.md").read_text(encoding="utf-8")
+    for path in sorted(DOCS.rglob("*.md")):
+        for name, year in cited.findall(path.read_text(encoding="utf-8")):
+            assert f"{name} {year}" in references, f"{path.name}: {name} {year}"
