@@ -179,7 +179,12 @@ def reparameterisation(*, style: Style = "light", seed: int = 0, count: int = 20
     for number, variance in enumerate((path_gradient_variance(fine), score_gradient_variance(mean, fine))):
         spread.plot(fine, np.sqrt(variance), color=palette.series[number], linestyle=LINES[number], label=names[number])
     histogram.axvline(2 * mean, color=palette.ink, linewidth=0.8)
-    histogram.set(title=rf"gradients (log counts), $\mu$ = {mean:g}, $\sigma$ = 0.5", xlabel="gradient", yscale="log", xlim=(-8, 17.8))
+    histogram.set(
+        title=rf"gradients (log counts), $\mu$ = {mean:g}, $\sigma$ = 0.5",
+        xlabel="gradient",
+        yscale="log",
+        xlim=(-8, 17.8),
+    )
     histogram.yaxis.set_visible(False)
     room_above(histogram, 0.25)
     histogram.legend(loc="upper right")
