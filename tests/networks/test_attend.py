@@ -10,23 +10,26 @@ from ddpm.networks.attend import attend
 
 @pytest.mark.parametrize("most", [2**22, 0])  # written out, and by the framework's kernel
 @pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
 def test_attention_and_its_gradients_are_those_of_the_definition(
-    most: int, padded: bool, monkeypatch: pytest.MonkeyPatch
+    most: int, biased: bool, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MOST_SCORES", most)
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (5, 7, 7))
     there = torch.rand(3, 7) > 0.4
     there[:, 0] = True
-    result = attend(q, k, v, there if padded else None)
-    weights = (torch.einsum("bhnd,bhmd->bhnm", q, k) / 2).exp()
+    bias = torch.randn(2, 5, 7, dtype=torch.float64, requires_grad=True) if biased else None
+    result = attend(q, k, v, there if padded else None, bias)
+    weights = (torch.einsum("bhnd,bhmd->bhnm", q, k) / 2 + (0 if bias is None else bias)).exp()
     if padded:
         weights = weights * there[:, None, None]
     wanted = torch.einsum("bhnm,bhmd->bhnd", weights / weights.sum(3, keepdim=True), v)
     assert (result - wanted).abs().max() < 1e-12
     direction = torch.randn_like(wanted)
-    found = torch.autograd.grad(result, (q, k, v), direction)
-    right = torch.autograd.grad(wanted, (q, k, v), direction)
+    of = (q, k, v) if bias is None else (q, k, v, bias)
+    found = torch.autograd.grad(result, of, direction)
+    right = torch.autograd.grad(wanted, of, direction)
     assert max(float((a - b).abs().max()) for a, b in zip(found, right, strict=True)) < 1e-12
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from ddpm.conditions import Condition
 from ddpm.config import NetworkConfig
 from ddpm.errors import ConfigError
 from ddpm.networks import build_network
-from ddpm.networks.blocks import Attention, Prompt
+from ddpm.networks.blocks import Attention, Context, Prompt
 from ddpm.networks.cross_attention import CrossAttention
 from ddpm.networks.image_adapter import (
     PromptAttention,
@@ -104,14 +105,14 @@ def test_it_stands_beside_the_text_or_else_beside_self_attention() -> None:
         assert carrying == {where}
 
 
-def test_cross_attention_adds_the_scaled_attention_over_the_prompt() -> None:
-    """Z = softmax(Q K^T / sqrt d) V + scale softmax(Q K'^T / sqrt d) V', then the output layer (Ye et al. 2023)."""
+@pytest.mark.parametrize("given", [1, 4])
+def test_cross_attention_adds_the_scaled_attention_over_the_prompt(given: int) -> None:
+    """O(softmax(Q K^T / sqrt d) V) + scale O'(softmax(Q K'^T / sqrt d - s |p - p'|^2) V') (Ye et al. 2023, Eq. 5)."""
     torch.manual_seed(0)
     attention = stirred(CrossAttention(8, 10, num_groups=4, head_channels=4))
-    attention.prompted = stirred(PromptAttention(8, 5), 6)
-    x, tokens, image = torch.randn(2, 8, 3, 2), torch.randn(2, 4, 10), torch.randn(2, 3, 5)
-    from ddpm.networks.blocks import Context
-
+    tokens_of = PromptInput(given=given, features=6, tokens=4, width=5)
+    attention.prompted = stirred(PromptAttention(8, 2, tokens_of), 6)
+    x, tokens, image = torch.randn(2, 8, 3, 2), torch.randn(2, 4, 10), torch.randn(2, 4, 5)
     context = Context(tokens, torch.ones(2, 4, dtype=torch.bool))
     prompt = Prompt(image, torch.tensor([True, True]), 0.7)
     pixels = attention.norm(x).flatten(2).transpose(1, 2)
@@ -122,9 +123,41 @@ def test_cross_attention_adds_the_scaled_attention_over_the_prompt() -> None:
     q = heads(attention.q(pixels))
     k, v = (heads(part) for part in attention.kv(tokens).chunk(2, dim=2))
     own_k, own_v = (heads(part) for part in attention.prompted.kv(image).chunk(2, dim=2))
-    z = (q @ k.mT / math.sqrt(4)).softmax(-1) @ v + 0.7 * (q @ own_k.mT / math.sqrt(4)).softmax(-1) @ own_v
-    expected = x + attention.out(z.transpose(1, 2).reshape(2, 6, 8)).transpose(1, 2).view(2, 8, 3, 2)
+    apart = torch.zeros(2, 6, 4)
+    if given == 4:  # 3x2 pixels over 2x2 places, a place being 1 wide
+        for pixel, place in itertools.product(range(6), range(4)):
+            rows = (pixel // 2 + 0.5) * 2 / 3 - (place // 2 + 0.5)
+            columns = (pixel % 2 + 0.5) - (place % 2 + 0.5)
+            apart[:, pixel, place] = rows**2 + columns**2
+        apart = apart * attention.prompted.log_sharpness.exp()[:, None, None]
+    plain = attention.out(merged((q @ k.mT / 2).softmax(-1) @ v))
+    prompted = attention.prompted.out(merged((q @ own_k.mT / 2 - apart).softmax(-1) @ own_v))
+    expected = x + (plain + 0.7 * prompted).transpose(1, 2).view(2, 8, 3, 2)
     torch.testing.assert_close(attention(x, context, prompt), expected, atol=1e-5, rtol=1e-5)
+
+
+def merged(h: Tensor) -> Tensor:
+    return h.transpose(1, 2).reshape(2, 6, 8)
+
+
+def test_a_pixel_begins_with_the_tokens_of_its_own_place() -> None:
+    """Of a new adapter: two prompts that differ in one place move the pixels there, the more so the sharper it is."""
+    torch.manual_seed(0)
+    prompted = PromptAttention(8, 2, PromptInput(given=16, features=6, tokens=16, width=5))
+    nn.init.normal_(prompted.out.weight)
+    q, tokens = torch.randn(1, 2, 64, 4), torch.randn(1, 16, 5)
+    other = tokens.clone()
+    other[0, 0] += 1  # the upper left place
+
+    def moved(sharpness: float) -> Tensor:
+        nn.init.constant_(prompted.log_sharpness, math.log(sharpness))
+        first, second = (prompted(q, (8, 8), Prompt(each, torch.tensor([True]), 1.0)) for each in (tokens, other))
+        return (first - second).norm(dim=2).view(8, 8).detach()
+
+    flat, born, sharp = (moved(sharpness) for sharpness in (1e-6, 1.0, 8.0))
+    assert born[:2, :2].mean() > 5 * born[4:, 4:].mean()
+    assert flat[:2, :2].mean() < 3 * flat[4:, 4:].mean()
+    assert sharp[4:, 4:].max() < 1e-6 < sharp[:2, :2].min()
 
 
 def test_one_vector_becomes_many_tokens_and_many_one_each() -> None:
@@ -134,6 +167,8 @@ def test_one_vector_becomes_many_tokens_and_many_one_each() -> None:
     assert many(torch.randn(2, 4, 6)).shape == (2, 4, 10)
     with pytest.raises(ConfigError, match="expected as many"):
         PromptInput(given=4, features=6, tokens=3, width=10)
+    with pytest.raises(ConfigError, match="square grid"):
+        PromptInput(given=6, features=6, tokens=6, width=10)
 
 
 def test_a_smaller_scale_acts_less() -> None:

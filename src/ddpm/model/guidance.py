@@ -31,8 +31,13 @@ def negative_condition(model: Model, condition: Condition) -> Condition | None:
     return replace(condition.dropped(), tokens=tokens.expand(len(condition), *tokens.shape[1:]))
 
 
-def refuse_guidance(model: Model) -> None:
+def refuse_guidance(model: Model, condition: Condition | None) -> None:
     """Refuse guidance that the model cannot follow.
+
+    Args:
+        model: with its sampling advice.
+        condition: of the pictures. Without an image prompt, an image adapter leaves its base as it is, and what cannot
+            guide the base cannot guide here.
 
     Raises:
         SamplingError: for a negative text where there are no texts; guidance of a model that knows no pictures without
@@ -45,14 +50,16 @@ def refuse_guidance(model: Model) -> None:
         raise SamplingError(f"negative '{negative}', but a guide decides what is led away from; leave one out")
     if negative is not None and model.conditions.text is None:
         raise SamplingError(f"negative '{negative}', but this model was trained without texts; leave it out")
-    if model.prompt_reader is not None or model.guide is not None:
-        return  # without a prompt, an image adapter leaves its base as it is; a guide needs no dropout
-    if not model.conditions.any:
+    if model.guide is not None:
+        return  # a guide needs no dropout
+    prompted = model.prompt is not None or (condition is not None and condition.prompt is not None)
+    if not model.conditions.any and not prompted:
+        told = "is given no image prompt" if model.prompt_reader is not None else "was trained without conditions"
+        advice = "give one with --prompt-image, or leave it out" if model.prompt_reader is not None else "leave it out"
         raise SamplingError(
-            f"guidance {model.sampling.guidance:g}, but this model was trained without conditions: there is nothing "
-            "to guide to; leave it out"
+            f"guidance {model.sampling.guidance:g}, but this model {told}: there is nothing to guide to; {advice}"
         )
-    if model.conditions.dropout == 0:
+    if model.conditions.any and model.conditions.dropout == 0:
         raise SamplingError(
             f"guidance {model.sampling.guidance:g}, but this model was trained with conditions.dropout=0, and knows "
             "no pictures without condition to guide away from; train with some, such as 0.1"

@@ -261,7 +261,7 @@ class Model:
             SamplingError: for guidance of a model that knows no pictures without condition, or no others; or if a model
                 that makes pictures from pictures is given none.
         """
-        refuse_guidance(self)
+        refuse_guidance(self, condition)
         height, width, channels = self.picture_shape
         noise = NoiseSource(seed, pictures, (channels, height, width), device=self.device)
         advice = self.sampling
@@ -345,14 +345,16 @@ class Model:
                 raise SamplingError("a condition beside label, numbers, text or image; expected one or the others")
             asks = ask(self.spec, range(n), seed, label=label, numbers=numbers, text=text, image=image)
             condition = model.encode(asks)
-        batches = model.sampling_batches(n, seed=seed, batch_size=batch_size)
+        batches = model.sampling_batches(n, seed=seed, batch_size=batch_size, condition=condition)
         made = []
         for batch in batches:
             part = None if condition is None else condition.select(slice(batch.start, batch.stop))
             made.append(model.sample_numbers(batch, seed=seed, condition=part, on_step=on_step))
         return np.concatenate(made)
 
-    def sampling_batches(self, n: int, *, seed: int = 0, batch_size: int | None = None) -> list[range]:
+    def sampling_batches(
+        self, n: int, *, seed: int = 0, batch_size: int | None = None, condition: Condition | None = None
+    ) -> list[range]:
         """Return the numbers of the pictures in each batch that `sample` will make.
 
         Raises:
@@ -364,7 +366,8 @@ class Model:
             raise SamplingError(f"seed {seed}; expected 0 to 2^64 - 1")
         if batch_size is not None and batch_size < 1:
             raise SamplingError(f"batch size {batch_size}; expected at least 1")
-        self.sample_steps([])  # no picture, and no step: it refuses steps, times and options
+        nothing = None if condition is None else condition.select(slice(0))
+        self.sample_steps([], condition=nothing)  # no picture, and no step: it refuses steps, times and options
         size = batch_size or max(1, _VALUES_A_BATCH // math.prod(self.picture_shape))
         return [range(start, min(start + size, n)) for start in range(0, n, size)]
 

@@ -293,11 +293,9 @@ class Attention(nn.Module):
         batch, channels, height, width = x.shape
         pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # [B, N, C]
         qkv = self.qkv(pixels).view(batch, height * width, 3, self.heads, -1)  # [B, N, 3, heads, D]
-        h = self._attend(qkv)  # [B, N, heads, D]
+        h = self.out(self._attend(qkv).reshape(batch, height * width, channels))  # [B, N, C]
         if self.prompted is not None and prompt is not None:
-            q = qkv[:, :, 0].transpose(1, 2)  # [B, heads, N, D]
-            h = h + self.prompted(q, prompt).transpose(1, 2)
-        h = self.out(h.reshape(batch, height * width, channels))  # [B, N, C]
+            h = h + self.prompted(qkv[:, :, 0].transpose(1, 2), (height, width), prompt)
         result: Tensor = x + h.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
         return result
 

@@ -45,8 +45,8 @@ class CrossAttention(nn.Module):
         kv = self.kv(context.tokens).view(batch, -1, 2, self.heads, channels // self.heads)
         k, v = kv.transpose(1, 3).unbind(2)  # [B, heads, M, C / heads]
         h = attend(q, k, v, context.there)
-        if self.prompted is not None and prompt is not None:
-            h = h + self.prompted(q, prompt)
         h = self.out(h.transpose(1, 2).reshape(batch, height * width, channels))  # [B, N, C]
+        if self.prompted is not None and prompt is not None:
+            h = h + self.prompted(q, (height, width), prompt)
         result: Tensor = x + h.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
         return result

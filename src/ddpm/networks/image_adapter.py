@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ddpm.errors import ConfigError
-from ddpm.networks.blocks import Attention, Prompt
+from ddpm.networks.attend import attend
+from ddpm.networks.blocks import Attention, Prompt, zero_init
 from ddpm.networks.cross_attention import CrossAttention
 from ddpm.networks.prompt import PromptInput, PromptProjection
 from ddpm.networks.unet import UNet
@@ -18,25 +18,59 @@ _OWN = ("prompted.", "prompt_projection.")  # in the names of an adapter's weigh
 
 
 class PromptAttention(nn.Module):
-    """The second half of decoupled cross-attention: keys and values of the image prompt, under the frozen queries.
+    """The second half of decoupled cross-attention: what the image prompt adds, under the frozen queries.
 
-    Softmax(Q K'^T / sqrt(d)) V' (Ye et al. 2023, Eq. 5), which is added to what the frozen half makes. The values are
-    zero at first, so that a network with a new adapter computes what its base does.
+    Softmax(Q K'^T / sqrt(d) - s |p - p'|^2) V' (Ye et al. 2023, Eq. 5), then an output layer of its own. Two things are
+    not the paper's. The output layer: that of a small base, which began at zero itself, lets little through (half of
+    its singular values are below 0.04, the largest about 1), and whatever the prompt has to say would have to squeeze
+    through it. It is zero at first, so that a network with a new adapter computes what its base does. And where tokens
+    are of places p' in the prompt, a pixel at p begins with those of its own place, the sharper the larger s of each
+    head, which is trained: the frozen queries say hardly where they are, least of all in noise.
+
+    Args:
+        channels: of the pixels.
+        heads: that they attend with.
+        prompt: what the network reads.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, heads: int, prompt: PromptInput) -> None:
         super().__init__()
-        self.kv = nn.Linear(width, 2 * channels, bias=False)
-        with torch.no_grad():
-            self.kv.weight[channels:] = 0
+        self.side = prompt.side
+        self.kv = nn.Linear(prompt.width, 2 * channels, bias=False)
+        self.log_sharpness = None if self.side is None else nn.Parameter(torch.zeros(heads))
+        self.out = nn.Linear(channels, channels)
+        zero_init(self.out)
 
-    def forward(self, q: Tensor, prompt: Prompt) -> Tensor:
-        """Return [B, heads, N, C / heads] for queries of that shape; zeros for pictures without a prompt."""
-        batch, heads, _, width = q.shape
+    def forward(self, q: Tensor, size: tuple[int, int], prompt: Prompt) -> Tensor:
+        """Return what is added to the pixels, [B, N, C]: zeros for pictures without a prompt.
+
+        Args:
+            q: [B, heads, N, C / heads], the frozen queries of N = height width pixels.
+            size: (height, width).
+            prompt: the tokens, and their scale.
+        """
+        batch, heads, pixels, width = q.shape
         k, v = self.kv(prompt.tokens).view(batch, -1, 2, heads, width).transpose(1, 3).unbind(2)
-        h = functional.scaled_dot_product_attention(q, k, v)  # [B, heads, N, C / heads]
+        h = attend(q, k, v, bias=self._nearness(size, q))  # [B, heads, N, C / heads]
+        h = self.out(h.transpose(1, 2).reshape(batch, pixels, heads * width))  # [B, N, C]
         weights: Tensor = prompt.scale * prompt.there.to(h.dtype)
-        return weights[:, None, None, None] * h
+        return weights[:, None, None] * h
+
+    def _nearness(self, size: tuple[int, int], q: Tensor) -> Tensor | None:
+        """Return what is added to the scores, [heads, N, P]; none: the tokens are of the whole picture."""
+        if self.side is None or self.log_sharpness is None:
+            return None
+        apart = squared_distances(size, self.side).to(q.device)  # [N, P]
+        return (-self.log_sharpness.exp()[:, None, None] * apart).to(q.dtype)
+
+
+def squared_distances(size: tuple[int, int], side: int) -> Tensor:
+    """Return how far each pixel of (height, width) is from each place of a grid, squared, [N, P]; a place is 1 wide."""
+    rows, columns = ((torch.arange(count) + 0.5) * side / count for count in size)
+    pixels = torch.cartesian_prod(rows, columns)  # [N, 2]
+    middles = torch.arange(side) + 0.5
+    places = torch.cartesian_prod(middles, middles)  # [P, 2]
+    return (pixels[:, None] - places).square().sum(2)
 
 
 def add_image_adapter(network: nn.Module, prompt: PromptInput) -> None:
@@ -63,7 +97,7 @@ def add_image_adapter(network: nn.Module, prompt: PromptInput) -> None:
         raise ConfigError("an image prompt enters through attention, and this network has none")
     network.requires_grad_(False)
     for attention in attending:
-        attention.prompted = PromptAttention(attention.out.in_features, prompt.width)
+        attention.prompted = PromptAttention(attention.out.in_features, attention.heads, prompt)
     network.prompt_projection = PromptProjection(prompt)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ class PromptInput:
     """How a network reads image prompts.
 
     Attributes:
-        given: P', the vectors of features of a picture.
+        given: P', the vectors of features of a picture: of all of it, or of the places of a square grid, row by row.
         features: D', their width.
         tokens: P, that pixels look at; where P' > 1, it is P'.
         width: D, of the tokens.
@@ -31,6 +32,13 @@ class PromptInput:
             raise ConfigError(f"an image prompt of {self}; expected numbers from 1")
         if self.given > 1 and self.tokens != self.given:
             raise ConfigError(f"{self.tokens} tokens of {self.given} vectors of features; expected as many")
+        if math.isqrt(self.given) ** 2 != self.given:
+            raise ConfigError(f"{self.given} vectors of features; expected one, or those of a square grid of places")
+
+    @property
+    def side(self) -> int | None:
+        """How many places the grid has a side; none: the tokens are of the whole picture."""
+        return math.isqrt(self.given) if self.given > 1 else None
 
 
 class PromptProjection(nn.Module):
