@@ -18,7 +18,8 @@ from ddpm.conditions import Condition
 from ddpm.conditions.asked import ask
 from ddpm.data import open_store
 from ddpm.data.progress import silent
-from ddpm.errors import ConfigError, DdpmError, ModelFileError
+from ddpm.diffusion.process import q_sample
+from ddpm.errors import ConfigError, DdpmError, ModelFileError, SamplingError
 from ddpm.model import Model
 from ddpm.model.adapter import Adapter
 from ddpm.model.prompts import kept_prompts, load_prompt_encoder, read_prompt
@@ -202,6 +203,57 @@ def test_what_cannot_be_is_refused(base: Path, adapter: Path, picture: Path, tmp
     assert caught.value.code == 2
     assert "ddpm train-adapter" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_guidance_needs_a_prompt_or_conditions_of_the_base(base: Path, adapter: Path, picture: Path) -> None:
+    plain = Model.load(base)
+    guided = plain.with_adapter(adapter).with_sampling(guidance=2.0, sampler="ddim", steps=2)
+    given = guided.with_prompt(None, np.repeat(read_prompt(picture, plain), 2, axis=0))
+    assert not np.array_equal(
+        guided.sample(2, condition=given), guided.with_sampling(guidance=1.0).sample(2, condition=given)
+    )
+    assert np.array_equal(guided.with_prompt_picture(picture).sample(2), guided.sample(2, condition=given)) or (
+        plain.conditions.any  # then a label is drawn beside the prompt
+    )
+    if plain.conditions.any:  # without a prompt, guidance is the base's own
+        own = plain.with_sampling(guidance=2.0, sampler="ddim", steps=2)
+        assert np.array_equal(guided.sample(2), own.sample(2))
+        without = replace(guided, conditions=plain.conditions.model_copy(update={"dropout": 0.0}))
+        with pytest.raises(SamplingError, match="dropout=0"):
+            without.sample(2, condition=given)
+    else:
+        with pytest.raises(SamplingError, match=r"is given no image prompt.*--prompt-image"):
+            guided.sample(2)
+
+
+def test_the_learning_rate_is_thrice_the_bases_unless_asked(base: Path, tmp_path: Path) -> None:
+    rate = Model.load(base).provenance["config"]["training"]["learning_rate"]
+    training = {key: value for key, value in TRAINING.items() if key != "learning_rate"}
+    plan = make_image_adapter_plan(base, "digits", {"training": training}, out=tmp_path / "x")
+    assert plan.config.training.learning_rate == pytest.approx(3 * rate)
+    assert image_plan(base, tmp_path / "y").config.training.learning_rate == TRAINING["learning_rate"]
+
+
+def test_pictures_are_denoised_better_beside_unseen_prompts(tmp_path: Path) -> None:
+    """The adapter has to say what noise hides: without a prompt, nothing does."""
+    schedule = {"num_timesteps": 60}
+    train_all(tmp_path / "base", steps=60, batch_size=32, learning_rate=0.01, schedule=schedule, network=NETWORK)
+    list(run(image_plan(tmp_path / "base", tmp_path / "like", steps=60, batch_size=32, decay="cosine")))
+    model = Model.load(tmp_path / "base").with_adapter(tmp_path / "like")
+    store = image_plan(tmp_path / "base", tmp_path / "like", steps=60, batch_size=32, decay="cosine").store
+    pictures = np.array(store.pictures[store.held_out[:48]])
+    x_0 = model.codec.encode(pictures)
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.full((len(x_0),), 54)
+    x_t = q_sample(x_0, t, eps, model.schedule)
+    own, others = (model.with_prompt(None, each) for each in (pictures, np.roll(pictures, 7, axis=0)))
+    with torch.no_grad():
+        wrong = [
+            float((model.denoiser(condition=condition)(x_t, t).x_0 - x_0).square().mean())
+            for condition in (own, None, others)
+        ]
+    assert wrong[0] < 0.9 * wrong[1]
+    assert wrong[0] < 0.8 * wrong[2]
 
 
 def test_a_base_of_points_is_refused(tmp_path: Path) -> None:
