@@ -234,14 +234,18 @@ def test_the_learning_rate_is_thrice_the_bases_unless_asked(base: Path, tmp_path
     assert image_plan(base, tmp_path / "y").config.training.learning_rate == TRAINING["learning_rate"]
 
 
+@pytest.mark.slow
 def test_pictures_are_denoised_better_beside_unseen_prompts(tmp_path: Path) -> None:
     """The adapter has to say what noise hides: without a prompt, nothing does."""
-    schedule = {"num_timesteps": 60}
-    train_all(tmp_path / "base", steps=60, batch_size=32, learning_rate=0.01, schedule=schedule, network=NETWORK)
-    list(run(image_plan(tmp_path / "base", tmp_path / "like", steps=60, batch_size=32, decay="cosine")))
+    training = {"steps": 50, "batch_size": 32, "micro_batch_size": 32}
+    rate = {"learning_rate": 0.01, "schedule": {"num_timesteps": 60}}
+    train_all(tmp_path / "base", **training, **rate, network=NETWORK, evaluate_every=50)
+    plan = image_plan(
+        tmp_path / "base", tmp_path / "like", **training, decay="cosine", evaluate_every=50, checkpoint_every=50
+    )
+    list(run(plan))
     model = Model.load(tmp_path / "base").with_adapter(tmp_path / "like")
-    store = image_plan(tmp_path / "base", tmp_path / "like", steps=60, batch_size=32, decay="cosine").store
-    pictures = np.array(store.pictures[store.held_out[:48]])
+    pictures = np.array(plan.store.pictures[plan.store.held_out[:48]])
     x_0 = model.codec.encode(pictures)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     t = torch.full((len(x_0),), 54)

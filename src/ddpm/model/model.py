@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,18 +31,17 @@ from ddpm.diffusion.guidance import Guidance, classifier_free
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpm.diffusion.schedules import NoiseSchedule
-from ddpm.errors import ConfigError, ModelFileError, SamplingError, nearest
+from ddpm.errors import ConfigError, ModelFileError, SamplingError
 from ddpm.files import sha256_of
 from ddpm.model.adapter import AppliedAdapter, with_adapter
+from ddpm.model.advice import changed_advice
 from ddpm.model.guidance import advised_guidance, negative_condition, refuse_guidance
 from ddpm.model.guides import Guide
-from ddpm.model.prompts import ImagePrompt, PromptReader, read_prompt
+from ddpm.model.prompts import ImagePrompt, PromptReader, placed_condition, prompted, read_prompt
 from ddpm.model.storing import fields_from, parts_of
 from ddpm.model_file import read_model_file, write_model_file
 
 OnStep = Callable[[SampleStep], object]
-
-_KNOWN = ", ".join(SAMPLERS)
 
 _VALUES_A_BATCH = 2**18
 """Pixel values sampled at once by default: 64 pictures of 3x32x32 and a bit; keeps activations under about 2 GiB."""
@@ -178,14 +176,7 @@ class Model:
         Raises:
             SamplingError: if the model carries no image adapter.
         """
-        if self.prompt_reader is None:
-            raise SamplingError(
-                "an image prompt needs an image adapter of this model: --adapter FILE; 'ddpm train-adapter' trains one"
-            )
-        features = self.prompt_reader(pictures).to(self.device)
-        if condition is None:
-            return Condition(prompt=features)
-        return replace(condition, prompt=features.expand(len(condition), -1, -1))
+        return prompted(self, condition, pictures)
 
     def with_prompt_picture(self, path: str | Path) -> Model:
         """Return the model with an image prompt for all its pictures, beside whatever else is asked of them.
@@ -206,20 +197,7 @@ class Model:
         Raises:
             SamplingError: for a field or a value that is not valid, or an option that the sampler does not take.
         """
-        wanted = {key: value for key, value in changes.items() if value is not None}
-        name = wanted.get("sampler", self.sampling.sampler)
-        if not isinstance(name, str) or name not in SAMPLERS:
-            raise SamplingError(f"unknown sampler '{name}'{nearest(str(name), SAMPLERS)}; known are {_KNOWN}")
-        if wanted.get("steps", self.sampling.steps) != self.sampling.steps:
-            wanted.setdefault("timesteps", None)  # explicit times are of one number of steps
-        if wanted.get("guidance") == 1:
-            wanted = {"guidance_interval": None, "guidance_rescale": None, **wanted}  # advice about what is now off
-        tree = {**self.sampling.for_sampler(name).model_dump(), **wanted}
-        try:
-            sampling = SamplingConfig.model_validate_json(json.dumps(tree))  # as from a file: a list may be a tuple
-        except ValidationError as error:
-            raise SamplingError(explain(error, "sampling")) from error
-        return replace(self, sampling=sampling)
+        return replace(self, sampling=changed_advice(self.sampling, changes))
 
     def with_adapter(self, path: str | Path, scale: float = 1.0) -> Model:
         """Return a copy of the model with an adapter added: low-rank updates of its weights, or an image adapter.
@@ -272,7 +250,7 @@ class Model:
             raise SamplingError(
                 f"variance 'learned', but this model's variance is {self.variance}; use 'fixed_large' or 'fixed_small'"
             )
-        placed, guidance = self._placed(condition, pictures, seed), self.guidance
+        placed, guidance = placed_condition(self, condition, pictures, seed), self.guidance
         if self.guide is not None and guidance is not None and placed is not None:
             shift = self.guide.mean_shift(self, placed, guidance)
             options = options if shift is None else {**options, "mean_shift": shift}
@@ -285,20 +263,6 @@ class Model:
             or spaced_timesteps(advice.steps, self.schedule, advice.spacing or sampler.spacing),
             **options,
         )
-
-    def _placed(self, condition: Condition | None, pictures: Sequence[int], seed: int) -> Condition | None:
-        if self.prompt is not None and len(pictures):
-            features = self.prompt.features.expand(len(pictures), -1, -1)
-            condition = Condition(prompt=features) if condition is None else replace(condition, prompt=features)
-        if condition is None:
-            return self.encode(ask(self.spec, pictures, seed)) if len(pictures) else None
-        if not self.spec.any and condition.fields().keys() != {"prompt"}:
-            raise SamplingError("this model was trained without conditions, but is given some; leave them out")
-        if condition.prompt is not None and self.prompt_reader is None:
-            raise SamplingError("an image prompt needs an image adapter of this model; add one, or leave it out")
-        if len(condition) != len(pictures):
-            raise SamplingError(f"{len(condition)} conditions for {len(pictures)} pictures; expected one for each")
-        return condition.to(self.device)
 
     def sample(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from torch.nn import functional
 
 from ddpm.classifier import Classifier
 from ddpm.codec import Pictures, PixelCodec
+from ddpm.conditions import Condition
+from ddpm.conditions.asked import ask
 from ddpm.data.decode import BadPictureError, read_pixels
 from ddpm.data.progress import ProgressFactory, silent
 from ddpm.data.transform import ChannelKind, Transform
@@ -165,6 +167,42 @@ def read_prompt(path: Path, model: Model) -> Pictures:
         raise SamplingError(f"the prompt '{path}' is no picture that can be read: {error}") from error
     x_0 = PixelCodec(256, (0.0, 255.0), "uint8").encode(values[None])
     return model.codec.decode(x_0)
+
+
+def prompted(model: Model, condition: Condition | None, pictures: Pictures) -> Condition:
+    """Return conditions with an image prompt; see `Model.with_prompt`.
+
+    Raises:
+        SamplingError: if the model carries no image adapter.
+    """
+    if model.prompt_reader is None:
+        raise SamplingError(
+            "an image prompt needs an image adapter of this model: --adapter FILE; 'ddpm train-adapter' trains one"
+        )
+    features = model.prompt_reader(pictures).to(model.device)
+    if condition is None:
+        return Condition(prompt=features)
+    return replace(condition, prompt=features.expand(len(condition), -1, -1))
+
+
+def placed_condition(model: Model, condition: Condition | None, pictures: Sequence[int], seed: int) -> Condition | None:
+    """Return the conditions of pictures on the model's device, beside its image prompt; drawn where none are given.
+
+    Raises:
+        SamplingError: for conditions or a prompt that the model does not know, or of another number of pictures.
+    """
+    if model.prompt is not None and len(pictures):
+        features = model.prompt.features.expand(len(pictures), -1, -1)
+        condition = Condition(prompt=features) if condition is None else replace(condition, prompt=features)
+    if condition is None:
+        return model.encode(ask(model.spec, pictures, seed)) if len(pictures) else None
+    if not model.spec.any and condition.fields().keys() != {"prompt"}:
+        raise SamplingError("this model was trained without conditions, but is given some; leave them out")
+    if condition.prompt is not None and model.prompt_reader is None:
+        raise SamplingError("an image prompt needs an image adapter of this model; add one, or leave it out")
+    if len(condition) != len(pictures):
+        raise SamplingError(f"{len(condition)} conditions for {len(pictures)} pictures; expected one for each")
+    return condition.to(model.device)
 
 
 def _write(path: Path, encoder: PromptEncoder, pictures: Pictures, progress: ProgressFactory) -> None:

@@ -53,8 +53,9 @@ class PromptAttention(nn.Module):
         k, v = self.kv(prompt.tokens).view(batch, -1, 2, heads, width).transpose(1, 3).unbind(2)
         h = attend(q, k, v, bias=self._nearness(size, q))  # [B, heads, N, C / heads]
         h = self.out(h.transpose(1, 2).reshape(batch, pixels, heads * width))  # [B, N, C]
-        weights: Tensor = prompt.scale * prompt.there.to(h.dtype)
-        return weights[:, None, None] * h
+        weights = prompt.scale * prompt.there.to(h.dtype)
+        result: Tensor = weights[:, None, None] * h
+        return result
 
     def _nearness(self, size: tuple[int, int], q: Tensor) -> Tensor | None:
         """Return what is added to the scores, [heads, N, P]; none: the tokens are of the whole picture."""
