@@ -132,7 +132,7 @@ def declare(
         raise ConfigError("conditions.balanced is of classes; add --condition label")
     pairs = _open_pairs(store, config, data, cache_dir, progress) if config.picture == "paired" else None
     columns = tuple(_column(store, name) for name in config.numbers)
-    classes = _classes(store) if config.label else ()
+    classes = (data.classes or _classes(store)) if config.label else ()  # a first shard may lack some
     text = None if config.text is None else text_spec(config.text, _captions(store), store.train, config.text_tokens)
     texts = None if text is None else _texts(store, text, cache_dir, progress)
     picture = _paired(store, config, pairs)

@@ -101,6 +101,8 @@ class DataConfig(Section):
     label_column: str | None = Field(None, description="column of a table with the class; none: found by its name")
     picture_column: str | None = Field(None, description="column of a table with the pictures; none: found")
     text_column: str | None = Field(None, description="column of a table with the captions; none: found by its name")
+    classes: tuple[str, ...] = Field((), description="of streamed shards, in order; none: those of the first shard")
+    shards_at_once: int = Field(4, ge=1, le=10_000, description="streamed shards whose pictures are mixed")
 
     @model_validator(mode="after")
     def _values_in_range(self) -> DataConfig:

@@ -26,6 +26,8 @@ from ddpm.data.sources import resolve
 from ddpm.data.sources.base import Source
 from ddpm.errors import DataError
 
+_NOT_OF_PICTURES = {"flip", "held_out", "on_bad_file", "max_bad_share", "shards_at_once", "classes"}
+
 MOST_HELD_OUT = 2000
 """Largest number of pictures held out where the data have no split of their own."""
 
@@ -92,7 +94,13 @@ def open_store(
     Raises:
         DataError: if there are no data, too few, too many bad files, or no space for the cache.
     """
-    place = resolve(source, config)
+    return open_source(resolve(source, config), config, cache_dir=cache_dir, progress=progress)
+
+
+def open_source(
+    place: Source, config: DataConfig, *, cache_dir: Path | None = None, progress: ProgressFactory | None = None
+) -> Store:
+    """Open a source, as `open_store` does, and close it."""
     try:
         kept, from_cache = _open(place, config, cache.cache_root(cache_dir), progress or silent)
     finally:
@@ -102,7 +110,7 @@ def open_store(
 
 def cache_key(source: Source, config: DataConfig) -> str:
     """Return the name of a store: a hash of what changes with the files, and of every setting that changes pictures."""
-    settings = config.model_dump(mode="json", exclude={"flip", "held_out", "on_bad_file", "max_bad_share"})
+    settings = config.model_dump(mode="json", exclude=_NOT_OF_PICTURES)
     digest = hashlib.sha256(json.dumps([cache.FORMAT, type(source).__name__, settings]).encode())
     for line in source.stamp():
         digest.update(line.encode("utf-8", "surrogateescape") + b"\n")

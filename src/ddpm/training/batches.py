@@ -103,8 +103,8 @@ class BatchSource:
     def batch(self, step: int) -> Batch:
         """Return the batch of optimizer step `step`, counted from 0, or this source's part of it."""
         numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[self.part]
-        rows = self.rows[self._order(numbers)]
-        pictures = self.pictures[rows]
+        rows = self._rows(numbers)
+        pictures = self._pictures(rows)
         mirrored = self._draw("flip", numbers, 2) == 1 if self.flip else np.zeros(len(rows), dtype=np.bool_)
         if self.flip:
             pictures[mirrored] = pictures[mirrored][:, :, ::-1]
@@ -122,13 +122,28 @@ class BatchSource:
             condition=self._condition(rows, x_0, numbers, mirrored),
         )
 
+    def close(self) -> None:
+        """Let go of what is held for batches to come."""
+
+    def _rows(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.rows[self._order(numbers)]
+
+    def _pictures(self, rows: NDArray[np.int64]) -> Pictures:
+        return self.pictures[rows]
+
+    def _conditions_of(
+        self, rows: NDArray[np.int64], x_0: Tensor, numbers: NDArray[np.int64], mirrored: NDArray[np.bool_]
+    ) -> Condition:
+        assert self.conditions is not None  # it was asked before
+        return self.conditions.of(rows, x_0, seed=self.seed, pictures=numbers, mirrored=mirrored)
+
     def _condition(
         self, rows: NDArray[np.int64], x_0: Tensor, numbers: NDArray[np.int64], mirrored: NDArray[np.bool_]
     ) -> Condition | None:
         """Return the conditions, a share of them dropped: which, the number of the picture decides."""
         if self.conditions is None:
             return None
-        condition = self.conditions.of(rows, x_0, seed=self.seed, pictures=numbers, mirrored=mirrored)
+        condition = self._conditions_of(rows, x_0, numbers, mirrored)
         dropped = self._draw("condition dropout", numbers, _DROP_STEPS) < self.conditions.spec.dropout * _DROP_STEPS
         return condition.drop(torch.from_numpy(dropped))
 

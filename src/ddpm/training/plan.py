@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ddpm.config import MIN_SIZE, Config, from_tree, merge, to_tree
 from ddpm.config.conditions import ConditionSpec
 from ddpm.config.presets import NAMES, auto_preset, default_preset, preset_tree
 from ddpm.data import ProgressFactory, Store, open_store
+from ddpm.data.shards import Shards, is_list_of_shards, open_shards
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.schedules import NoiseSchedule, make_schedule
 from ddpm.engine import Engine, choose_engine
@@ -31,6 +32,7 @@ from ddpm.training.batches import WHOLE, BatchSource, balanced_rows
 from ddpm.training.loop import Objective
 from ddpm.training.preview import Shown, shown_in_previews
 from ddpm.training.run_folder import RunFolder
+from ddpm.training.streams import STRIDE, Opener, StreamedBatches
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,7 @@ class Plan:
         store: the data.
         out: the run folder.
         conditions: of the data's rows; None: the network is told of nothing.
+        shards: what is streamed, where `store` is the first of them; None: `store` is all.
     """
 
     config: Config
@@ -50,6 +53,7 @@ class Plan:
     store: Store
     out: Path
     conditions: DataConditions | None
+    shards: Shards | None = field(default=None, kw_only=True)
 
     @property
     def codec(self) -> PixelCodec:
@@ -99,6 +103,19 @@ class Plan:
 
     def batches(self, num_timesteps: int, part: slice = WHOLE) -> BatchSource:
         """Return where the batches come from, or a part of each, for so many timesteps."""
+        if self.shards is not None:
+            return StreamedBatches(
+                pictures=self.store.pictures,
+                rows=self.rows,
+                codec=self.codec,
+                batch_size=self.config.training.batch_size,
+                num_timesteps=num_timesteps,
+                seed=self.config.seed,
+                flip=self.config.data.flip,
+                conditions=self.conditions,
+                part=part,
+                opener=Opener(self.shards, self.config.seed, self.conditions, self.config.conditions),
+            )
         return BatchSource(
             pictures=self.store.pictures,
             rows=self.rows,
@@ -110,6 +127,13 @@ class Plan:
             conditions=self.conditions,
             part=part,
         )
+
+    def name_of(self, row: int) -> str:
+        """Return the name of a picture by its row in batches, for messages."""
+        if self.shards is None:
+            return self.store.names[row]
+        number, own = divmod(row, STRIDE)
+        return f"{self.shards.places[number]}, {self.shards.open(number).names[own]}"
 
     def schedule(self) -> NoiseSchedule:
         """Return the noise schedule."""
@@ -178,9 +202,14 @@ def make_plan(
     folder = RunFolder(Path(out) if out is not None else default_out(data))
     early = _refuse_early(name, merge(fixed, overrides), folder)
     place = place_of_pictures(data, early.conditions)
-    store = open_store(place, early.data, cache_dir=cache_dir, progress=progress)
+    shards = None
+    if is_list_of_shards(place):
+        _refuse_for_shards(early)
+        shards = open_shards(place, early.data, cache_dir=cache_dir, progress=progress)
+    store = open_store(place, early.data, cache_dir=cache_dir, progress=progress) if shards is None else shards.first
     height, width = store.pictures.shape[1:3]
-    recipe = auto_preset((height, width), len(store.train)) if name == "auto" else fixed
+    count = len(store.train) * (1 if shards is None else len(shards))
+    recipe = auto_preset((height, width), count) if name == "auto" else fixed
     resolved = {} if store.is_points else {"data": {"size": [height, width]}}
     config = from_tree(merge(merge(recipe, overrides), resolved))
     if config.network.kind == "unet" and min(height, width) < MIN_SIZE:
@@ -188,7 +217,14 @@ def make_plan(
     conditions = declare(store, config.conditions, config.data, cache_dir=cache_dir, progress=progress)
     if conditions is not None and conditions.spec.picture is not None and config.network.kind == "mlp":
         raise ConfigError("conditions.picture with network.kind 'mlp', which reads no paired picture; use 'unet'")
-    return Plan(config, name, store, folder.path, conditions)
+    return Plan(config, name, store, folder.path, conditions, shards=shards)
+
+
+def _refuse_for_shards(config: Config) -> None:
+    if config.conditions.picture == "paired":
+        raise ConfigError("conditions.picture is 'paired', which streamed shards do not have; use another condition")
+    if config.conditions.balanced:
+        raise ConfigError("conditions.balanced needs to know all pictures, which streamed shards do not tell")
 
 
 def _refuse_early(preset: str, tree: Mapping[str, Any], folder: RunFolder) -> Config:

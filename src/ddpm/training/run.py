@@ -11,7 +11,7 @@ import torch
 
 from ddpm.config import TrainingConfig
 from ddpm.engine import Engine
-from ddpm.errors import ConfigError, TrainingError
+from ddpm.errors import ConfigError, DataError, TrainingError
 from ddpm.files import write_text
 from ddpm.processes import ALONE, Group
 from ddpm.training.batches import prefetched
@@ -93,7 +93,8 @@ def _train(session: Session, metrics: Metrics, interrupts: Interrupts) -> Iterat
     clock = time.monotonic() - session.seconds
     part = group.part(training.batch_size)
     source = session.plan.batches(len(session.objective.schedule), part)
-    with closing(prefetched(source.batch, session.state.step, training.steps)) as batches:
+    first = session.state.step
+    with closing(source), closing(prefetched(source.batch, first, training.steps)) as batches:
         try:
             for report in train_steps(session.state, batches, session.objective, training, group):
                 session.seconds = time.monotonic() - clock
@@ -106,7 +107,9 @@ def _train(session: Session, metrics: Metrics, interrupts: Interrupts) -> Iterat
                     stopped = yield from group.first_yields(_write_what_is_due(session, report, window, metrics, asked))
                 if stopped:
                     break
-        except TrainingError:
+        except (TrainingError, DataError) as error:
+            if isinstance(error, DataError) and not group.is_alone:  # which the others do not know of
+                raise
             yield from group.first_yields(_save_what_was_reached(session, window, metrics))
             raise
     yield _finished(session, stopped)

@@ -209,7 +209,7 @@ class Session:
     def explain_skip(self, report: StepReport) -> Notice:
         """Name the pictures behind a loss that is not finite, in ``skipped.jsonl`` and in one sentence."""
         bad = np.flatnonzero(~np.isfinite(report.losses))
-        names = [self.plan.store.names[int(row)] for row in report.rows[bad]]
+        names = [self.plan.name_of(int(row)) for row in report.rows[bad]]
         details = {
             "step": report.step,
             "loss": report.loss,

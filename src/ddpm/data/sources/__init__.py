@@ -58,6 +58,10 @@ def resolve(source: str | Path, config: DataConfig) -> Source:
         return EmbeddedSource(Path(text), config)
     if isinstance(source, str) and _is_hub_name(text):
         return HubSource(Path(text.removeprefix("hf:")), config)
+    if any(sign in text for sign in "{*") or text.startswith(("http://", "https://")):
+        raise DataError(
+            f"'{text}' is a list of shards, which only 'ddpm train' without --init streams; name one of them here"
+        )
     raise DataError(f"no data at '{text}': expected {KINDS}{_suggest(text, path)}")
 
 
