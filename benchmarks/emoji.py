@@ -1,6 +1,6 @@
 """Text to image from scratch: 1,633 captioned emoji, half an hour on two cores, then prompts and retrieval.
 
-python benchmarks/emoji.py DATA [--out RUN] [--minutes 30] [--scales 1 2 3] [--json FILE] [--grid FILE.png]
+python benchmarks/emoji.py DATA [--out RUN] [--minutes 30] [--scales 2 1 3 5] [--json FILE] [--grid FILE.png]
 
 The same command goes on with a run that was interrupted, and only measures one that is finished. Retrieval: of each of
 200 training captions that belong to one picture, a sample is made; is that picture among the five nearest of all
@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/emoji"))
     parser.add_argument("--minutes", type=float, default=30.0, help="after so many, training is stopped and resumable")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0], help="of guidance")
+    parser.add_argument(
+        "--scales", type=float, nargs="+", default=[2.0, 1.0, 3.0, 5.0], help="of guidance; the grid has the first"
+    )
     parser.add_argument("--steps", type=int, default=20, help="of sampling")
     parser.add_argument("--set", action="append", default=[], help="passed on to 'ddpm train'")
     parser.add_argument("--json", type=Path)
@@ -80,7 +82,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if arguments.grid:
-        save_png(grid(model, arguments.scales[-1], arguments.steps), arguments.grid)
+        save_png(grid(model, arguments.scales[0], arguments.steps), arguments.grid)
     if arguments.json:
         write_text(arguments.json, json.dumps(result, indent=2) + "\n")
 

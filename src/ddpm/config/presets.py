@@ -56,13 +56,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     # Some 1,600 captioned pictures of 64x64: text to image in half an hour on two cores. Squares of 4x4 pixels cost 16
-    # times less than pixels; what they show is simpler than their noise, so the network returns x_0.
+    # times less than pixels; what they show is simpler than their noise, so the network returns x_0. So few pictures are
+    # learned by being seen often, here 220 times each: a narrow network sees more of them a second. It is told of
+    # places, for in pure noise the text alone says what lies where.
     "emoji": {
         "conditions": {"text": "own"},
         "schedule": {"name": "cosine"},
         "objective": {"parameterization": "x_0"},
         "network": {
-            "base_channels": 64,
+            "base_channels": 48,
             "channel_multipliers": [1, 2, 4],
             "blocks_per_level": 1,
             "attention_levels": [1, 2],
@@ -70,17 +72,19 @@ PRESETS: dict[str, dict[str, Any]] = {
             "time_conditioning": "scale_shift",
             "num_groups": 8,
             "patch_size": 4,
+            "place_waves": 6,
+            "text_width": 192,
         },
         "training": {
-            "steps": 4000,
+            "steps": 11_000,
             "batch_size": 32,
             "learning_rate": 1e-3,
             "warmup_steps": 200,
             "decay": "cosine",
             "ema_decay": 0.999,
-            "checkpoint_every": 250,
-            "preview_every": 500,
-            "evaluate_every": 500,
+            "checkpoint_every": 500,
+            "preview_every": 1000,
+            "evaluate_every": 1000,
             "previews": 25,
             "milestones": 0,
             "stop": "budget",
