@@ -56,8 +56,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     # Some 1,600 captioned pictures of 64x64: text to image in half an hour on two cores. Squares of 4x4 pixels cost 16
-    # times less than pixels; what they show is simpler than their noise, so the network returns x_0. So few pictures are
-    # learned by being seen often, here 220 times each: a narrow network sees more of them a second. It is told of
+    # times less than pixels; what they show is simpler than their noise, so the network returns x_0. So few pictures
+    # are learned by being seen often, here 220 times each: a narrow network sees more of them a second. It is told of
     # places, for in pure noise the text alone says what lies where.
     "emoji": {
         "conditions": {"text": "own"},
