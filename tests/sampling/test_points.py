@@ -15,7 +15,7 @@ from ddpm.engine import choose_engine
 from ddpm.model import Model
 from ddpm.sampling import render_frames, render_strip
 from ddpm.sampling.films import Moment
-from ddpm.training.preview import Shown, save_preview
+from ddpm.training.preview import Shown, draw_preview
 
 Capture = pytest.CaptureFixture[str]
 
@@ -76,6 +76,6 @@ def test_noise_has_room_in_the_plane(render: Callable[..., Image.Image]) -> None
 
 def test_previews_are_scatter_plots(trained_points: Path, tmp_path: Path) -> None:
     model = Model.load(trained_points)
-    save_preview(tmp_path / "preview.png", [model, model], Shown(50), 0, choose_engine("cpu", "float32"))
+    draw_preview([model, model], Shown(50), 0, choose_engine("cpu", "float32")).save(tmp_path / "preview.png")
     with Image.open(tmp_path / "preview.png") as image:
         assert image.size == (384 + 8 + 384, 384)

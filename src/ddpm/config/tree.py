@@ -171,6 +171,10 @@ class TrainingConfig(Section):
     adam_betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     ema_decay: float = Field(0.9999, ge=0.0, lt=1.0, description="decay of the averaged weights after their warm-up")
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="full: each of several processes holds a piece of the weights, for networks that do not fit",
+    )
     precision: Precision = Field("auto", description="auto: what the device multiplies fast; float16 scales losses")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")

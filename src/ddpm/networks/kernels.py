@@ -14,3 +14,10 @@ def use_kernels(network: nn.Module, wanted: bool) -> None:
     for module in network.modules():
         if isinstance(module, Attention | Conv3x3 | GroupNorm):
             module.fused = wanted
+
+
+def keep_no_weights(network: nn.Module) -> None:
+    """Let no part of a network keep what it has computed from its weights."""
+    for module in network.modules():
+        if isinstance(module, Conv3x3):
+            module.keeps = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -70,7 +71,10 @@ def joined() -> Iterator[Group]:
             f"({_first_line(error)}); {WHAT_TO_CHECK}"
         ) from error
     try:
-        yield Group(rank, size, local_rank, local_size, hosts, channel, check_links(hosts, channel))
+        with warnings.catch_warnings():
+            # A network's output may be a view; nothing here writes into one.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+            yield Group(rank, size, local_rank, local_size, hosts, channel, check_links(hosts, channel))
     finally:
         dist.destroy_process_group()
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm.processes.group import Group
+from ddpm.processes.sharding import is_sharded, whole
 
 T = TypeVar("T")
 
@@ -29,12 +30,15 @@ class Replicas:
     Attributes:
         network: what is called in the forward pass; its weights are those of the network that was given.
         group: the processes.
+        sharded: whether each of them holds a piece of the weights, and gradients are made piece by piece.
     """
 
     def __init__(self, network: nn.Module, group: Group) -> None:
         self.group = group
-        self.network = network if group.is_alone else _distributed(network)
-        self._cautious_left = 0 if group.is_alone else _CAUTIOUS_STEPS
+        self.sharded = is_sharded(network)
+        self.network = network if group.is_alone or self.sharded else _distributed(network)
+        self._cautious_left = 0
+        self.be_cautious()
         self._own = network
 
     @property
@@ -69,9 +73,13 @@ class Replicas:
                 dist.all_reduce(weight.grad)
         self._cautious_left -= 1
 
+    def clip(self, most: float) -> float:
+        """Scale the gradient so that its norm is at most this, and return the norm that it had."""
+        return float(whole(nn.utils.clip_grad_norm_(self._own.parameters(), most)))
+
     def be_cautious(self) -> None:
         """Let the next steps be such that processes can agree on smaller micro-batches."""
-        self._cautious_left = 0 if self.group.is_alone else _CAUTIOUS_STEPS
+        self._cautious_left = 0 if self.group.is_alone or self.sharded else _CAUTIOUS_STEPS
 
 
 def _distributed(network: nn.Module) -> nn.Module:

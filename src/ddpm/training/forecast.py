@@ -126,16 +126,17 @@ def foresee(
     one, two = (_peak(network, objective, _first(pictures, count)) for count in (1, 2))
     give_back()
     picture = max(two - one, 1)
-    weights = [weight.numel() * weight.element_size() for weight in network.parameters()]
-    trained = [weight.numel() * weight.element_size() for weight in network.parameters() if weight.requires_grad]
+    pieces = group.size if training.sharding == "full" else 1
+    sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in network.parameters()]
+    weights, trained = sum(size for size, _ in sizes) // pieces, sum(size for size, moves in sizes if moves) // pieces
     forecast = MemoryForecast(
-        weights=sum(weights),
-        average=sum(weights),
-        gradients=sum(trained),
-        optimizer=_MOMENTS * sum(trained),
+        weights=weights,
+        average=weights,
+        gradients=trained,
+        optimizer=_MOMENTS * trained,
         step=max(one - picture, 0),
         picture=picture,
-        free=free_memory(objective.engine.device) // (group.size if objective.engine.device == "cpu" else 1),
+        free=free_memory(objective.engine.device) // (group.local_size if objective.engine.device == "cpu" else 1),
         batch_size=group.largest_part(training.batch_size),
         micro_batch_size=training.micro_batch_size or group.largest_part(training.batch_size),
         holes=_HOLES if objective.engine.device == "cpu" else 1.0,

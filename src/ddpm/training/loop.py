@@ -206,7 +206,7 @@ def train_steps(
         losses, notices = _backward_within_memory(state, batch, objective, replicas, count)
         seen = _Seen.of(batch, losses, group, count)
         scale = _unscale(state)
-        norm = float(nn.utils.clip_grad_norm_(state.network.parameters(), config.gradient_clip))
+        norm = replicas.clip(config.gradient_clip)
         loss = float((seen.total * seen.weights).mean())
         finite = math.isfinite(loss) and math.isfinite(norm)
         state.step += 1

@@ -277,6 +277,7 @@ def may_change_on_resume(line: str) -> bool:
         "training.tensorboard",
         "training.micro_batch_size",
         "training.gradient_checkpointing",
+        "training.sharding",
         "data.on_bad_file",
         "data.max_bad_share",
         "distillation.teacher",

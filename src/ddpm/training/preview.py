@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +12,12 @@ from ddpm.codec import Pictures, PixelCodec
 from ddpm.conditions import Condition
 from ddpm.conditions.asked import Asked, draw, encode
 from ddpm.conditions.of_data import DataConditions
-from ddpm.data import Store, render_grid, save_png
+from ddpm.data import Store, render_grid
 from ddpm.engine import Engine
 from ddpm.model import Model
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _STEPS = 20  # a preview shows progress, and must not cost more than some training steps
 _MOST_ROWS = 12  # classes that a preview shows
@@ -69,11 +72,10 @@ def shown_in_previews(
     return Shown(len(asks), encode(spec, asks), columns)
 
 
-def save_preview(path: Path, models: Sequence[Model], shown: Shown, seed: int, engine: Engine) -> None:
-    """Sample the pictures of each model from the same noise, and write them as grids side by side.
+def draw_preview(models: Sequence[Model], shown: Shown, seed: int, engine: Engine) -> Image.Image:
+    """Sample the pictures of each model from the same noise, and return them as grids side by side.
 
     Args:
-        path: of the PNG.
         models: raw weights and average early in a run, then the average alone.
         shown: which pictures of each.
         seed: of the noise.
@@ -97,4 +99,4 @@ def save_preview(path: Path, models: Sequence[Model], shown: Shown, seed: int, e
     for grid in grids:
         sheet.paste(grid, (left, 0))
         left += grid.width + gap
-    save_png(sheet, path)
+    return sheet

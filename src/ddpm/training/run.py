@@ -14,6 +14,7 @@ from ddpm.engine import Engine
 from ddpm.errors import ConfigError, DataError, TrainingError
 from ddpm.files import write_text
 from ddpm.processes import ALONE, Group
+from ddpm.processes.sharding import require_sharding
 from ddpm.training.batches import prefetched
 from ddpm.training.events import Event, Finished, Notice, Started
 from ddpm.training.interrupts import Interrupts, name_of
@@ -51,7 +52,7 @@ def run(plan: Plan, scorer: Scorer | None = None, group: Group = ALONE) -> Itera
     """
     if scorer is None and plan.config.training.score != "loss" and group.is_first:
         raise ConfigError(f"training.score is '{plan.config.training.score}', but no scorer is given to the run")
-    check_device(plan, group)
+    check_processes(plan, group)
     folder = RunFolder(plan.out, plan.result)
     with ExitStack() as stack:
         group.first(folder.check_usable)
@@ -68,22 +69,40 @@ def run(plan: Plan, scorer: Scorer | None = None, group: Group = ALONE) -> Itera
             return
         metrics = _metrics_of(session, stack)
         if session.state.step == 0:  # proves that the folder can be written, before any work is done
-            yield from group.first_yields(_save_at_once(session, metrics))
+            yield from session.led(_save_at_once(session, metrics))
         yield from _train(session, metrics, interrupts)
 
 
-def check_device(plan: Plan, group: Group) -> None:
-    """Refuse several processes on one device that they cannot share.
+def check_processes(plan: Plan, group: Group) -> None:
+    """Refuse what several processes cannot do.
 
     Raises:
         ConfigError: naming it.
     """
-    device = plan.config.training.device
-    if not group.is_alone and (device.startswith("cuda:") or device == "mps"):
+    if group.is_alone:
+        return
+    training = plan.config.training
+    if training.device.startswith("cuda:") or training.device == "mps":
         raise ConfigError(
-            f"training.device is '{device}' with {group.size} processes, each of which takes a GPU of its own; use "
-            "'auto', 'cuda' or 'cpu'"
+            f"training.device is '{training.device}' with {group.size} processes, each of which takes a GPU of its "
+            "own; use 'auto', 'cuda' or 'cpu'"
         )
+    if training.sharding == "none":
+        return
+    require_sharding()
+    if training.batch_size % group.size:
+        raise ConfigError(
+            f"training.sharding is 'full' with a batch of {training.batch_size} and {group.size} processes, which must "
+            "all make the same passes; expected a batch_size that they divide"
+        )
+    beside = {
+        f"training.score={training.score}": training.score != "loss",
+        "network.self_conditioning": plan.config.network.self_conditioning,
+        "a distillation": plan.config.distillation is not None,
+        "an adapter": bool(plan.config.lora.rank) or plan.config.image_adapter is not None,
+    }
+    for name in (name for name, asked in beside.items() if asked):
+        raise ConfigError(f"training.sharding is 'full', which goes without {name}; use training.sharding=none")
 
 
 def _train(session: Session, metrics: Metrics, interrupts: Interrupts) -> Iterator[Event]:
@@ -104,13 +123,13 @@ def _train(session: Session, metrics: Metrics, interrupts: Interrupts) -> Iterat
                 number = group.most(interrupts.number)  # all stop after the same step, whoever was asked
                 asked = f"asked to stop ({name_of(number)})" if number else None
                 if asked or _is_due(report, training):
-                    stopped = yield from group.first_yields(_write_what_is_due(session, report, window, metrics, asked))
+                    stopped = yield from session.led(_write_what_is_due(session, report, window, metrics, asked))
                 if stopped:
                     break
         except (TrainingError, DataError) as error:
             if isinstance(error, DataError) and not group.is_alone:  # which the others do not know of
                 raise
-            yield from group.first_yields(_save_what_was_reached(session, window, metrics))
+            yield from session.led(_save_what_was_reached(session, window, metrics))
             raise
     yield _finished(session, stopped)
 

@@ -295,6 +295,12 @@ def take_back(path: Path, last_step: int) -> None:
     write_text(path, "".join(f"{line}\n" for line in kept))
 
 
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Append values to a file of JSON lines."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json_line(values))
+
+
 def json_line(values: dict[str, Any]) -> str:
     """Return values as one line of JSON; numbers that are not finite, which JSON cannot hold, become null."""
     return json.dumps(_finite(values)) + "\n"

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from ddpm.config import from_tree, to_tree
+from ddpm.data import save_png
 from ddpm.engine import Engine, choose_engine, engine_of, without_kernels
-from ddpm.errors import DataError, RunError, SamplingError, TrainingError
+from ddpm.errors import ConfigError, DataError, RunError, SamplingError, TrainingError
 from ddpm.model import Model
+from ddpm.networks.kernels import keep_no_weights
 from ddpm.processes import ALONE, Group
+from ddpm.processes.sharding import local, shard, whole_weights
 from ddpm.terminal import in_time
-from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint, share_state
+from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint, save_shards
 from ddpm.training.ema import Ema
 from ddpm.training.evaluate import HeldOut
-from ddpm.training.events import Evaluated, Notice, Previewed, Saved, Scored
+from ddpm.training.events import Evaluated, Event, Notice, Previewed, Saved, Scored
 from ddpm.training.forecast import MemoryForecast, foresee, seconds_a_step
 from ddpm.training.importance import LossHistory
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
 from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
-from ddpm.training.preview import save_preview
-from ddpm.training.run_folder import CHECKPOINT_MODELS, Metrics, RunFolder, check_space, json_line
+from ddpm.training.preview import draw_preview
+from ddpm.training.run_folder import (
+    CHECKPOINT_MODELS,
+    Metrics,
+    RunFolder,
+    append_line,
+    check_space,
+    explained_disk_errors,
+)
 from ddpm.training.scoring import SampleScore, Scorer, is_best
 from ddpm.training.status import Evaluation, assess
 from ddpm.version import __version__
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -46,6 +60,7 @@ class Session:
         held_out: the fixed pictures that evaluations use.
         memory: what training takes of it.
         group: the processes that train together; the first one writes.
+        skeleton: where weights are in pieces, the network without any (on the "meta" device); else none.
         scorer: of samples, where the best model is chosen by them; else none.
         history: every evaluation so far.
         scores: every score of samples so far.
@@ -62,6 +77,7 @@ class Session:
     held_out: HeldOut
     memory: MemoryForecast
     group: Group = ALONE
+    skeleton: nn.Module | None = None
     scorer: Scorer | None = None
     history: list[Evaluation] = field(default_factory=list)
     scores: list[SampleScore] = field(default_factory=list)
@@ -90,12 +106,12 @@ class Session:
         notices += engine.notices
         notices += without_kernels() if engine.device == "cpu" and not engine.native else []
         session = _build(plan, folder, engine, group)
-        session.scorer, session.group = scorer, group
+        session.scorer = scorer
         if notes:
             fitting = session.state.micro_batch_size
-            group.first(lambda: load_checkpoint(folder.checkpoint, session.state))
+            load_checkpoint(folder.checkpoint, session.state, group)
             asked_anew = plan.config.training.micro_batch_size != notes["config"]["training"]["micro_batch_size"]
-            if asked_anew or not session.memory.fits(session.state.micro_batch_size):
+            if asked_anew or group.any(not session.memory.fits(session.state.micro_batch_size)):
                 session.state.micro_batch_size = fitting  # else what the run began with, for the same bits
             session.history = [evaluation_of(tree) for tree in notes["history"]]
             session.scores = [SampleScore(**tree) for tree in notes.get("scores", [])]
@@ -103,7 +119,6 @@ class Session:
             session.saved_step = session.state.step
             notices += [moved] if moved else []
             notices.append(f"resumed at step {session.state.step:,} of {plan.config.training.steps:,}")
-        share_state(session.state, group)
         session.memory = replace(session.memory, micro_batch_size=session.state.micro_batch_size)
         session.notices = notices + session.memory.told_of_fitting()
         return session
@@ -126,6 +141,42 @@ class Session:
         return self.plan.complete(model)
 
     @property
+    def sharded(self) -> bool:
+        """Whether each process holds a piece of the weights: then all evaluate together, and the first one writes."""
+        return self.skeleton is not None
+
+    def led(self, work: Generator[Event, None, T]) -> Generator[Event, None, T]:
+        """Let the first process do its work of evaluating and writing, or all together, where it takes all weights."""
+        return (yield from work) if self.sharded else (yield from self.group.first_yields(work))
+
+    def _written(self, write: Callable[[], T]) -> T:
+        """Let the first process write, where all do the work around it."""
+        if not self.sharded:
+            return write()
+
+        def explained() -> T:
+            with explained_disk_errors(self.folder.path, self.saved_step):
+                return write()
+
+        return self.group.first(explained)
+
+    def _agreed(self, value: T) -> T:
+        """Return the first process's value, where all have one; they could differ in their last bits."""
+        return self.group.of_first(value) if self.sharded else value
+
+    def _whole_model(self) -> Model:
+        """Return the model with whole weights, to be written by the first process."""
+        model = self.model()
+        if self.skeleton is None:
+            return model
+        weights = whole_weights(self.state.ema.network, self.group)
+        if not self.group.is_first:
+            return model
+        network = copy.deepcopy(self.skeleton)
+        network.load_state_dict(weights, assign=True)
+        return replace(model, network=network)
+
+    @property
     def num_trained(self) -> int:
         """How many numbers the optimizer moves."""
         return sum(weight.numel() for weight in self.state.network.parameters() if weight.requires_grad)
@@ -137,7 +188,7 @@ class Session:
 
     def evaluate(self, metrics: Metrics) -> Evaluated:
         """Measure the held-out loss of the averaged weights; keep the model if it is the best by that."""
-        evaluation = self.held_out.evaluate(self.state.ema.network, self.objective, self.state.step)
+        evaluation = self._agreed(self.held_out.evaluate(self.state.ema.network, self.objective, self.state.step))
         self.history.append(evaluation)
         status = assess(self.history)
         metrics.write(
@@ -151,7 +202,8 @@ class Session:
             }
         )
         if self.scorer is None and evaluation.held_out <= min(past.held_out for past in self.history):
-            self.plan.write(self.model(), self.folder.best_model)
+            model = self._whole_model()
+            self._written(lambda: self.plan.write(model, self.folder.best_model))
         return Evaluated(evaluation, status)
 
     def score(self, scorer: Scorer, metrics: Metrics) -> Scored | Notice:
@@ -181,16 +233,19 @@ class Session:
         training, step = self.plan.config.training, self.state.step
         self._require_finite_weights()
         metrics.sync()
-        model, size = self.model(), self._model_bytes()
+        model, size = self._whole_model(), self._model_bytes()
         due = _milestone_due(step, training.steps, training.milestones, training.checkpoint_every)
         coming = (CHECKPOINT_MODELS + due) * size
-        removed = self.folder.make_room(training.disk_limit_gib, coming)
+        removed = self._written(lambda: self.folder.make_room(training.disk_limit_gib, coming))
         if removed:
             yield Notice(f"removed {len(removed)} milestone(s) to stay within {training.disk_limit_gib:g} GiB")
-        self.plan.write(model, self.folder.model)
-        if due and self.folder.has_room(training.disk_limit_gib, coming):
-            self.plan.write(model, self.folder.milestone(step))
-        save_checkpoint(self.folder.checkpoint, self.state, self._notes())
+        self._written(lambda: self.plan.write(model, self.folder.model))
+        if due and self._written(lambda: self.folder.has_room(training.disk_limit_gib, coming)):
+            self._written(lambda: self.plan.write(model, self.folder.milestone(step)))
+        if self.sharded:
+            save_shards(self.folder.checkpoint, self.state, self._notes(), self.group)
+        else:
+            save_checkpoint(self.folder.checkpoint, self.state, self._notes())
         self.saved_step = step
         yield Saved(step, self.folder.path)
 
@@ -201,9 +256,10 @@ class Session:
         beside = self.plan.shown_beside() or ([self.model(averaged=False)] if early else [])
         path = self.folder.preview(step)
         try:
-            save_preview(path, [*beside, self.model()], self.plan.shown(), self.plan.config.seed, self.engine)
+            sheet = draw_preview([*beside, self.model()], self.plan.shown(), self.plan.config.seed, self.engine)
         except SamplingError as error:  # a preview is no reason to end a run
             return Notice(f"no preview at step {step:,}: {error}")
+        self._written(lambda: save_png(sheet, path))
         return Previewed(path)
 
     def explain_skip(self, report: StepReport) -> Notice:
@@ -217,14 +273,14 @@ class Session:
             "t": report.t[bad].tolist(),
             "x_0_range": [float(report.batch.x_0.min()), float(report.batch.x_0.max())],
         }
-        with self.folder.skipped.open("a", encoding="utf-8") as file:
-            file.write(json_line(details))
+        self._written(lambda: append_line(self.folder.skipped, details))
         which = f"pictures: {', '.join(names[:3])}" if names else "every loss was finite, but the gradient was not"
         return Notice(f"step {report.step} skipped, its loss or gradient is not finite ({which}); see skipped.jsonl")
 
     def _require_finite_weights(self) -> None:
         networks = (self.state.network, self.state.ema.network)
-        if not all(bool(p.isfinite().all()) for network in networks for p in network.parameters()):
+        finite = all(bool(local(p).isfinite().all()) for network in networks for p in network.parameters())
+        if self.group.any(not finite) if self.sharded else not finite:
             raise TrainingError(
                 f"weights are no longer finite at step {self.state.step}; the checkpoint of step {self.saved_step} is "
                 f"kept. Try a lower training.learning_rate, now {self.plan.config.training.learning_rate:g}"
@@ -294,12 +350,22 @@ def _engine_for(plan: Plan) -> Engine:
 def _build(plan: Plan, folder: RunFolder, engine: Engine, group: Group) -> Session:
     config, training = plan.config, plan.config.training
     network, objective = plan.start(engine)
+    group.share(list(network.parameters()))
     num_timesteps = len(objective.schedule)
     held_out = HeldOut.of(plan.store, plan.codec, num_timesteps, config.seed, plan.conditions)
     memory = foresee(network, objective, held_out.train[0], training, group)
+    memory = replace(memory, micro_batch_size=-group.most(-memory.micro_batch_size))  # what fits everywhere
+    ema, skeleton = Ema(network, training.ema_decay), None
+    if training.sharding == "full" and not group.is_alone:
+        if engine.precision == "float16":  # each process would see the overflows of its own pieces alone
+            raise ConfigError("training.sharding is 'full' in float16; use training.precision=float32, or bfloat16")
+        skeleton = copy.deepcopy(network).to("meta")
+        for each in (network, ema.network):
+            keep_no_weights(each)
+            shard(each, group)
     state = TrainState(
         network=network,
-        ema=Ema(network, training.ema_decay),
+        ema=ema,
         optimizer=make_optimizer(network, training),
         micro_batch_size=memory.micro_batch_size,
         history=LossHistory.empty(num_timesteps) if config.objective.timesteps == "importance" else None,
@@ -313,6 +379,8 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine, group: Group) -> Sessi
         engine=engine,
         held_out=held_out,
         memory=memory,
+        group=group,
+        skeleton=skeleton,
     )
 
 
