@@ -1,7 +1,7 @@
 """One network cut into pieces, of which each process holds one (FSDP2): for networks that do not fit into one memory.
 
-A block's weights are gathered when it runs, and let go after it; gradients are summed and scattered again. All processes
-must make the same forward passes, in the same order.
+A block's weights are gathered when it runs, and let go after it; gradients are summed and scattered again.
+All processes must make the same forward passes, in the same order.
 """
 
 from __future__ import annotations
