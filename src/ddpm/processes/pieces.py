@@ -30,13 +30,14 @@ def read_pieces(folder: Path, tensors: dict[str, Tensor], group: Group = ALONE) 
     Raises:
         RunError: if the folder is gone or damaged, or holds other tensors.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
     group.first(lambda: _check(folder, tensors))
     try:
         with _quietly():
             load(dict(tensors), checkpoint_id=folder, process_group=group.channel, no_dist=group.is_alone)
-    except Exception as error:  # of many kinds, for a file that is cut or gone
+    except (Exception, CheckpointException) as error:  # the latter is none of the former
         raise RunError(_unreadable(folder, error)) from error
 
 
@@ -53,7 +54,7 @@ def _check(folder: Path, tensors: dict[str, Tensor]) -> None:
             raise RunError(f"'{folder}' is of another network (first difference: {name}); use another --out")
 
 
-def _unreadable(folder: Path, error: Exception) -> str:
+def _unreadable(folder: Path, error: BaseException) -> str:
     return (
         f"the checkpoint's pieces in '{folder}' cannot be read ({type(error).__name__}); restore them, or use another "
         "--out"
