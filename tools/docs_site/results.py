@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import Any
 
 from docs_site.equations import ROOT
@@ -151,6 +152,19 @@ def _emoji(result: Any) -> str:
     return _table(["guidance", "right picture among the five nearest", "the nearest", "median rank"], found)
 
 
+def _adapter(result: Any) -> str:
+    kinds = {"held_out": "unseen", "training": "of training"}
+    beside = {"alone": "alone", "with_label": "with its label", "with_tokens": "with its text"}
+    rows = []
+    for name, run in result.items():
+        for kind, asked, space in product(kinds, beside, ("classifier", "colours")):
+            if distances := run.get(kind, {}).get(asked, {}).get(space):
+                means = [f"{distances[scale]['mean']:.3f}" for scale in ("0", "0.25", "0.5", "1")]
+                found = f"{distances['0']['found']:.0%}, {distances['1']['found']:.0%}"
+                rows.append([f"{name}, {kinds[kind]}, {beside[asked]}", space, *means, found])
+    return _table(["prompts", "distance in", "0", "0.25", "0.5", "1", "own prompt the nearest, at 0 and 1"], rows)
+
+
 def _objectives(result: Any) -> str:
     rows = []
     for row in result["rows"]:
@@ -166,6 +180,7 @@ _TABLES: dict[str, Callable[[Any], str]] = {
     "guidance": _guidance,
     "guidance_cost": _guidance_cost,
     "emoji": _emoji,
+    "adapter": _adapter,
     "objectives": _objectives,
     "objectives_mnist": _objectives,
     "sampling_speed": _sampling_speed,
