@@ -68,7 +68,7 @@ class Classifier:
     """A trained classifier p(y | x), or p(y | x_t) if it has a schedule.
 
     Attributes:
-        network: (x_t [B, C, H, W], t [B] or none) -> logits [B, K].
+        network: (x_t [B, C, H, W], t [B] or none, sqrt(alpha-bar_t) [B] or none) -> logits [B, K].
         config: what it was built from and trained with.
         codec: pictures <-> x_0.
         classes: names of the K classes.
@@ -125,7 +125,8 @@ class Classifier:
                 t = None if self.schedule is None else torch.zeros(len(x_0), device=self.device)
                 h = self.network.pooled(x_0, t)
                 pooled.append(h.cpu().numpy())
-                probabilities.append(self.network.logits(h).softmax(dim=1).cpu().numpy())
+                logits = self.network.classes_of(h, signal_at(t, self.schedule))
+                probabilities.append(logits.softmax(dim=1).cpu().numpy())
                 if on_batch is not None:
                     on_batch(len(x_0))
         return np.concatenate(pooled), np.concatenate(probabilities)
@@ -161,7 +162,7 @@ class Classifier:
                 eps = NoiseSource(seed, numbers, x_0.shape[1:]).normal(0, "classifier-eps")
                 t = torch.from_numpy(times[rows])
                 x_t = q_sample(x_0, t, eps, schedule).to(self.device)
-                found[rows] = self.network(x_t, t.to(self.device)).argmax(dim=1).cpu().numpy() == labels[rows]
+                found[rows] = self.log_probability(x_t, t).argmax(dim=1).cpu().numpy() == labels[rows]
         part = times * parts // len(schedule)
         return tuple(Accuracy(int(found[part == k].sum()), int((part == k).sum())) for k in range(parts))
 
@@ -180,10 +181,10 @@ class Classifier:
         Raises:
             ConfigError: if the classifier knows clean pictures only.
         """
-        self._noisy_schedule()
+        schedule = self._noisy_schedule()
+        t = t.to(x_t.device)
         with torch.enable_grad():
-            logits = self.network(x_t, t)
-            found: Tensor = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+            found: Tensor = self.network(x_t, t, signal_at(t, schedule)).log_softmax(dim=1)
         return found
 
     def save(self, path: str | Path) -> None:
@@ -260,6 +261,13 @@ class Classifier:
                 f"pictures with values from {pictures.min()} to {pictures.max()}; this classifier's go from {low:g} to "
                 f"{high:g}"
             )
+
+
+def signal_at(t: Tensor | None, schedule: NoiseSchedule | None) -> Tensor | None:
+    """Return sqrt(alpha-bar_t), float32 [B] where t [B] is; None of clean pictures, which have neither."""
+    if t is None or schedule is None:
+        return None
+    return schedule.signal_and_noise(t)[0].float().to(t.device)
 
 
 @contextmanager

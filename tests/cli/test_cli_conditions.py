@@ -147,7 +147,7 @@ class TestGuidance:
         assert not np.array_equal(model.sample(4, label="all", seed=2, guidance=2.0), plain)
 
     def test_an_interval_without_any_step_changes_nothing(self) -> None:
-        model = saved(CLASSES).with_sampling(guidance=3.0, guidance_interval=[49.5, 60.0])
+        model = saved(CLASSES).with_sampling(guidance=3.0, guidance_interval=[48.2, 48.7])
         plain = saved(CLASSES)
         assert np.array_equal(model.sample(4, label="owl"), plain.sample(4, label="owl"))
 

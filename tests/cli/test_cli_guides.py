@@ -72,7 +72,7 @@ class Brightness(nn.Module):
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(20.0))
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, signal: Tensor) -> Tensor:
         mean = self.slope * x_t.flatten(1).mean(1)
         return torch.stack([-mean, mean], 1)
 
@@ -187,14 +187,39 @@ def test_guidance_that_is_switched_off_takes_its_interval_along() -> None:
     advised = model.with_sampling(guidance=3.0, guidance_interval=[5.0, 30.0], guidance_rescale=0.5)
     assert np.array_equal(advised.sample(2, label="dark", guidance=1.0), model.sample(2, label="dark"))
     with pytest.raises(SamplingError, match="guidance_interval without guidance"):
-        model.with_sampling(guidance=1.0, guidance_interval=[5.0, 30.0])
+        model.sample(1, guidance=1.0, guidance_interval=(5.0, 30.0))
+
+
+def test_a_classifier_at_scale_one_guides_within_an_interval() -> None:
+    plain = saved_model("m.safetensors")
+    model = by_brightness(plain)
+    wanted, whole = plain.sample(4), model.sample(4, label="bright")
+    never = model.sample(4, label="bright", guidance_interval=(48.2, 48.7))
+    assert np.array_equal(never, wanted)
+    assert np.array_equal(model.sample(4, label="bright", guidance=1.0, guidance_interval=(0.0, 49.0)), whole)
+    part = model.sample(4, label="bright", guidance_interval=(0.0, 25.0))
+    assert not np.array_equal(part, wanted)
+    assert not np.array_equal(part, whole)
+
+
+def test_sample_takes_interval_and_rescaling_as_with_sampling_does() -> None:
+    model = saved_model("m.safetensors", CLASSES)
+    whole = model.sample(4, label="dark", guidance=3.0)
+    for made, options in (
+        (model.sample(4, label="dark", guidance=3.0, guidance_interval=(20, 40)), {"guidance_interval": (20, 40)}),
+        (model.sample(4, label="dark", guidance=3.0, guidance_rescale=0.7), {"guidance_rescale": 0.7}),
+    ):
+        assert np.array_equal(made, model.with_sampling(guidance=3.0, **options).sample(4, label="dark"))
+        assert not np.array_equal(made, whole)
+    with pytest.raises(SamplingError, match="guidance_rescale"):
+        model.sample(1, guidance=2.0, guidance_rescale=1.5)
 
 
 def test_the_flags_of_guidance_set_the_sampling_section() -> None:
     saved_model("m.safetensors", CLASSES)
     words = ["sample", "m.safetensors", "-n", "2", "--device", "cpu", "--label", "bright", "--guidance", "3"]
     main([*words, "--out", "all"])
-    main([*words, "--guidance-interval", "60,90", "--out", "never"])
+    main([*words, "--guidance-interval", "48.2,48.7", "--out", "never"])
     main([*words[:-2], "--out", "plain"])
     main([*words, "--guidance-rescale", "1", "--out", "rescaled"])
     assert np.array_equal(pixels("never"), pixels("plain"))
@@ -256,6 +281,7 @@ def _a_model() -> list[str]:
         (lambda: ["--label", "bright"], "trained without labels"),
         (lambda: ["--guidance", "2", "--guidance-interval", "5"], "two times t"),
         (lambda: ["--guidance", "2", "--guidance-interval", "9,5"], "smaller time first"),
+        (lambda: ["--guidance", "2", "--guidance-interval", "10,50"], "from 0 to 49"),
         (lambda: ["--guidance", "2", "--guidance-rescale", "1.5"], "guidance_rescale"),
         (lambda: ["--guidance-rescale", "0.5"], "without guidance"),
     ],

@@ -48,14 +48,31 @@ def test_shapes(stem_stride: int) -> None:
 
 
 def test_time_matters_where_it_is_told_and_is_refused_where_not() -> None:
-    x, t = torch.randn(2, 3, 9, 7), torch.tensor([0.0, 40.0])
+    x, t, signal = torch.randn(2, 3, 9, 7), torch.tensor([0.0, 40.0]), torch.tensor([1.0, 0.3])
     timed = network(timed=True)
     torch.nn.init.normal_(timed.down[0].blocks[0].conv2.weight)  # zero at the start, which hides the embedding
-    assert (timed(x, t) - timed(x, t + 7)).abs().max() > 1e-4
+    assert (timed(x, t, signal) - timed(x, t + 7, signal)).abs().max() > 1e-4
     with pytest.raises(ConfigError, match="expected t"):
         timed(x)
     with pytest.raises(ConfigError, match="clean pictures only"):
         network()(x, t)
+    with pytest.raises(ConfigError, match="told the signal"):
+        timed(x, t)
+    with pytest.raises(ConfigError, match="told the signal"):
+        network()(x, None, signal)
+
+
+def test_what_x_t_says_of_the_class_vanishes_in_proportion_to_the_signal() -> None:
+    timed, t = network(timed=True).double(), torch.full((3,), 40.0)
+    x = torch.randn(3, 3, 9, 7, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for signal in (1.0, 2**-10, 0.0):
+        logits = timed(x, t, torch.full((3,), signal))
+        gradients.append(torch.autograd.grad(logits[:, 2].sum(), x)[0])
+    assert (logits - timed.logits.bias).abs().max() == 0  # the prior alone
+    assert gradients[0].abs().max() > 1e-6
+    assert (gradients[1] - 2**-10 * gradients[0]).abs().max() < 1e-12 * gradients[0].abs().max()
+    assert gradients[2].abs().max() == 0
 
 
 def test_dropout_acts_if_and_only_if_keys_are_given() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from conftest import TINY, MakePlan
 from ddpm.conditions.asked import draw
 from ddpm.conditions.of_data import conditions_of, declare
-from ddpm.config import DataConfig, merge
+from ddpm.config import DataConfig, from_tree, merge
 from ddpm.config.conditions import ConditionsConfig, conditions_tree
 from ddpm.data import open_store
 from ddpm.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ from ddpm.model import Model
 from ddpm.training.batches import BatchSource, balanced_rows
 from ddpm.training.distill import make_distillation_plan
 from ddpm.training.evaluate import HeldOut
+from ddpm.training.fine_tune import make_fine_tuning_plan
 from ddpm.training.plan import Plan, make_plan
 from ddpm.training.run import run
 from tiny_runs import differing
@@ -50,6 +51,73 @@ def table(folder: Path, rows: list[str], header: str, size: int = 8) -> Path:
 def aged(folder: Path, count: int = 40) -> Path:
     rows = [f"{i:03d}.png,{'cat' if i % 4 else 'dog'},{i},{i % 7}" for i in range(count)]
     return table(folder, rows, "file_name,label,age,size")
+
+
+class TestGuidanceThatSuits:
+    @pytest.mark.parametrize(
+        ("conditions", "scale"),
+        [
+            ({"label": True}, 1.5),
+            ({"text": "own"}, 3.0),
+            ({"label": True, "text": "own"}, 3.0),
+            ({"label": True, "numbers": ["age"]}, 1.5),
+            ({"numbers": ["age"]}, None),
+            ({"picture": "gray"}, None),
+            ({"picture": "gray", "label": True}, None),
+            ({"label": True, "dropout": 0.0}, None),
+            ({}, None),
+        ],
+    )
+    def test_it_follows_from_the_conditions(self, conditions: dict[str, Any], scale: float | None) -> None:
+        assert from_tree({"conditions": conditions}).with_guidance().sampling.guidance == scale
+
+    def test_a_plan_has_it_where_nothing_is_said(self, plan: MakePlan) -> None:
+        assert plan(conditions={"label": True}).config.sampling.guidance == 1.5
+        assert plan(conditions={"label": True}, sampling={"steps": 5}).config.sampling.guidance == 1.5
+        assert plan(conditions={"label": True}, sampling={"guidance": 1.0}).config.sampling.guidance == 1.0
+        assert plan(conditions={"label": True}, sampling={"guidance": 4.0}).config.sampling.guidance == 4.0
+        assert plan().config.sampling.guidance is None
+
+    def test_points_are_sampled_as_they_are_distributed(self, tmp_path: Path) -> None:
+        rows = [f"{x},{x % 3},{'a' if x % 2 else 'b'}" for x in range(60)]
+        (tmp_path / "points.csv").write_text("\n".join(["x,y,label", *rows]) + "\n")
+        overrides = {"conditions": {"label": True}}
+        made = make_plan(str(tmp_path / "points.csv"), overrides, out=tmp_path / "run", cache_dir=tmp_path / "cache")
+        assert made.condition_spec.classes == ("a", "b")
+        assert made.config.sampling.guidance is None
+
+    def test_the_model_is_sampled_with_it_and_scale_one_turns_it_off(self, plan: MakePlan, tmp_path: Path) -> None:
+        made = plan(conditions={"label": True}, training={"steps": 2}, sampling={"steps": 4})
+        deque(run(made), maxlen=0)
+        model = Model.load(made.out)
+        assert model.sampling.guidance == 1.5
+        assert np.array_equal(model.sample(3, label="all"), model.sample(3, label="all", guidance=1.5))
+        off = model.with_sampling(guidance=1)
+        assert off.guidance is None
+        assert np.array_equal(model.sample(3, label="all", guidance=1), off.sample(3, label="all"))
+        for dropout, scale in ((0.1, 1.5), (0, None)):
+            tree = {"conditions": {"dropout": dropout}}
+            tuned = make_fine_tuning_plan(made.out, "digits", tree, out=tmp_path / f"tuned-{dropout}")
+            assert tuned.config.sampling.guidance == scale
+
+    @pytest.mark.parametrize(
+        ("tree", "words"),
+        [
+            ({"sampling": {"guidance": 2.0}}, "no conditions to guide to"),
+            ({"conditions": {"label": True, "dropout": 0.0}, "sampling": {"guidance": 2.0}}, "conditions.dropout is 0"),
+            ({"sampling": {"guidance_interval": [5, 9]}}, "guidance_interval without guidance"),
+            ({"sampling": {"guidance_rescale": 0.5}}, "guidance_rescale without guidance"),
+            (
+                {"conditions": {"label": True}, "sampling": {"guidance": 2.0, "negative": "blue"}},
+                "there are no texts",
+            ),
+        ],
+    )
+    def test_guidance_that_could_not_be_followed_is_refused_before_training(
+        self, tree: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=words):
+            from_tree(tree)
 
 
 class TestBatches:

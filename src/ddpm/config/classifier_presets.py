@@ -60,7 +60,8 @@ def classifier_preset_tree(name: str, *, size: tuple[int, int], count: int, nois
         name: one of `CLASSIFIER_PRESET_NAMES`.
         size: height and width of the pictures, which "auto" needs.
         count: how many pictures there are to train on, which "auto" needs.
-        noisy: whether x_t are classified, which is harder: it takes `NOISY_TIMES` as many steps.
+        noisy: whether x_t are classified. That is harder: it takes `NOISY_TIMES` as many steps. Its probabilities are
+            to be right, not only its classes: smoothed labels and moved pictures make the gradients that guide weak.
 
     Raises:
         ConfigError: for an unknown name.
@@ -73,7 +74,10 @@ def classifier_preset_tree(name: str, *, size: tuple[int, int], count: int, nois
         known = ", ".join(CLASSIFIER_PRESET_NAMES)
         raise ConfigError(f"unknown preset '{name}'{nearest(name, CLASSIFIER_PRESET_NAMES)}; known are {known}")
     training = {**_COMMON["training"], **tree["training"]}
-    return {**tree, "training": {**training, "steps": training["steps"] * (NOISY_TIMES if noisy else 1)}}
+    if not noisy:
+        return {**tree, "training": training}
+    steps = training["steps"] * NOISY_TIMES
+    return {**tree, "shift": 0, "label_smoothing": 0.0, "training": {**training, "steps": steps}}
 
 
 def _auto(size: tuple[int, int], count: int) -> dict[str, Any]:

@@ -119,19 +119,23 @@ class SamplingConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _guidance_is_on(self) -> SamplingConfig:
+    def _interval_rises(self) -> SamplingConfig:
         low, high = self.guidance_interval or (0.0, 0.0)
         if low > high:
             raise ValueError(f"guidance_interval is {[low, high]}; expected the smaller time first")
-        for name in _OF_GUIDANCE[1:]:
-            if getattr(self, name) is not None and not self.is_guided:
-                raise ValueError(f"{name} without guidance; set guidance to another scale than 1")
         return self
 
     @property
     def is_guided(self) -> bool:
         """Whether there is classifier-free guidance."""
         return self.guidance not in (None, 1.0)
+
+    @property
+    def idle_option(self) -> str | None:
+        """Name of an option of guidance that is set while no scale makes it act; none: there is no such."""
+        if self.is_guided:
+            return None
+        return next((name for name in _OF_GUIDANCE[1:] if getattr(self, name) is not None), None)
 
     def unguided(self) -> SamplingConfig:
         """Return the same without classifier-free guidance."""

@@ -254,9 +254,36 @@ class Config(Section):
                 f"sampling.timesteps begins at {times[0]:g}; expected at most {self.schedule.num_timesteps - 1}, the "
                 "last timestep of training"
             )
+        self._check_guidance()
         if self.lora.rank and self.fine_tuning is None:
             raise ValueError(f"lora.rank is {self.lora.rank}, but there is no base to update; add --init MODEL")
         return self
+
+    def _check_guidance(self) -> None:
+        sampling, conditions = self.sampling, self.conditions
+        if sampling.idle_option is not None:
+            raise ValueError(f"sampling.{sampling.idle_option} without guidance; set sampling.guidance, such as to 2")
+        if not sampling.is_guided or self.image_adapter is not None:  # which guides away from no prompt
+            return
+        if not conditions.any:
+            raise ValueError(
+                f"sampling.guidance is {sampling.guidance:g}, but there are no conditions to guide to; add one, such "
+                "as --condition label, or leave it out"
+            )
+        if conditions.dropout == 0:
+            raise ValueError(
+                f"sampling.guidance is {sampling.guidance:g}, but conditions.dropout is 0: guidance leads away from "
+                "pictures without condition, of which there are none; set it to 0.1 or so"
+            )
+        if sampling.negative is not None and conditions.text is None:
+            raise ValueError(f"sampling.negative is '{sampling.negative}', but there are no texts; leave it out")
+
+    def with_guidance(self) -> Config:
+        """Return the tree with the guidance that suits its conditions, where nothing is said of it."""
+        scale = self.conditions.guidance
+        if scale is None or "guidance" in self.sampling.model_fields_set:
+            return self
+        return self.model_copy(update={"sampling": self.sampling.model_copy(update={"guidance": scale})})
 
 
 class ClassifierConfig(Section):

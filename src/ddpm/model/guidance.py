@@ -40,9 +40,15 @@ def refuse_guidance(model: Model, condition: Condition | None) -> None:
             guide the base cannot guide here.
 
     Raises:
-        SamplingError: for a negative text where there are no texts; guidance of a model that knows no pictures without
+        SamplingError: for an interval that is out of range; an interval, a rescaling or a negative text without
+            guidance; a negative text where there are no texts; guidance of a model that knows no pictures without
             condition, or no others.
     """
+    idle, interval, last = model.sampling.idle_option, model.sampling.guidance_interval, len(model.schedule) - 1
+    if idle is not None and (model.guidance is None or idle == "negative"):  # a classifier at scale 1 does guide
+        raise SamplingError(f"{idle} without guidance; ask for some, such as --guidance 2, or leave it out")
+    if interval is not None and interval[1] > last:
+        raise SamplingError(f"guidance interval {list(interval)}; the times of this model go from 0 to {last:,}")
     if not model.sampling.is_guided:
         return
     negative = model.sampling.negative

@@ -277,6 +277,8 @@ class Model:
         negative: str | None = None,
         image: Image | Sequence[Image] | None = None,
         guidance: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
         condition: Condition | None = None,
         batch_size: int | None = None,
         on_step: OnStep | None = None,
@@ -295,7 +297,9 @@ class Model:
             negative: what they are not to show: guidance leads away from it.
             image: a picture to begin with, its file or an array; several: picture i has number i mod K.
             guidance: scale of classifier-free guidance; 1 is off; none: the model's recommendation.
-            condition: of the n pictures, as tensors, in place of the four above.
+            guidance_interval: least and largest t of the guided steps, within 0 to T - 1; none: the recommendation.
+            guidance_rescale: share of the contrast that guidance adds, taken back, 0 to 1; none: the recommendation.
+            condition: of the n pictures, as tensors, in place of label, numbers, text and image.
             batch_size: pictures at once; none: what fits in about 2 GiB.
             on_step: called after each step of each batch, for a progress bar.
 
@@ -303,7 +307,14 @@ class Model:
             SamplingError: for a number, a seed, a sampler or steps that are not valid, or if the network returns
                 numbers that are not finite.
         """
-        model = self.with_sampling(steps=steps, sampler=sampler, guidance=guidance, negative=negative)
+        model = self.with_sampling(
+            steps=steps,
+            sampler=sampler,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            negative=negative,
+        )
         if any(value is not None for value in (label, numbers, text, image)):
             if condition is not None:
                 raise SamplingError("a condition beside label, numbers, text or image; expected one or the others")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ddpm.config import NetworkConfig
 from ddpm.errors import ConfigError
@@ -52,7 +53,7 @@ class HalfUNet(nn.Module):
         num_classes: K.
         num_features: D, width of the pooled layer before the logits.
         stem_stride: of the first convolution.
-        timed: whether it is told t; without, it classifies clean pictures.
+        timed: whether it is told t and the signal; without, it classifies clean pictures.
 
     Raises:
         ConfigError: if the picture is too small for the levels, or `head_channels` does not divide what attends.
@@ -99,10 +100,37 @@ class HalfUNet(nn.Module):
             else None
         )
 
-    def forward(self, x_t: Tensor, t: Tensor | None = None, *, dropout_keys: Tensor | None = None) -> Tensor:
-        """Return the logits [B, K] at (x_t, t); see `pooled`."""
-        logits: Tensor = self.logits(self.pooled(x_t, t, dropout_keys=dropout_keys))
-        return logits
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor | None = None,
+        signal: Tensor | None = None,
+        *,
+        dropout_keys: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits at (x_t, t), at least float32 [B, K]; see `pooled` and `classes_of`."""
+        return self.classes_of(self.pooled(x_t, t, dropout_keys=dropout_keys), signal)
+
+    def classes_of(self, pooled: Tensor, signal: Tensor | None = None) -> Tensor:
+        """Return the logits of pooled features, at least float32 [B, K].
+
+        Of x_t = signal x_0 + noise eps, log p(y | x_t) is log p(y) and a part that vanishes with the signal, in
+        proportion to it. So does this one, by construction: guidance divides its gradient by the signal, and what a
+        free network gets wrong in nearly pure noise would become a thousand times what the exact gradient does.
+
+        Args:
+            pooled: [B, num_features].
+            signal: sqrt(alpha-bar_t) [B]; none for a network that is not timed.
+
+        Raises:
+            ConfigError: for a signal that a network expects and does not get, or the other way round.
+        """
+        if (signal is None) == (self.time_mlp is not None):
+            raise ConfigError("a classifier is told the signal of each x_t if and only if it is told its time")
+        evidence = functional.linear(pooled, self.logits.weight)
+        evidence = evidence.to(torch.promote_types(evidence.dtype, torch.float32))
+        scaled = evidence if signal is None else signal.to(evidence.dtype).unsqueeze(1) * evidence
+        return scaled + self.logits.bias
 
     def pooled(self, x_t: Tensor, t: Tensor | None = None, *, dropout_keys: Tensor | None = None) -> Tensor:
         """Return the features before the logits.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddpm.classifier import Accuracy, Classifier, build_classifier_network
+from ddpm.classifier import Accuracy, Classifier, build_classifier_network, signal_at
 from ddpm.diffusion.noise import stream
 from ddpm.diffusion.process import q_sample
 from ddpm.engine import Engine, choose_engine
@@ -181,9 +181,9 @@ def _step(now: _Training, batch: Batch) -> float:
     x_t = x_t.to(device, memory_format=memory_format)
     t = None if schedule is None else batch.t.to(device, torch.float32)
     with now.engine.autocast():
-        logits = now.network(x_t, t, dropout_keys=batch.dropout_keys.to(device))
+        logits = now.network(x_t, t, signal_at(t, schedule), dropout_keys=batch.dropout_keys.to(device))
     wanted = now.labels[torch.from_numpy(batch.rows)].to(device)
-    loss = functional.cross_entropy(logits.float(), wanted, label_smoothing=now.plan.config.label_smoothing)
+    loss = functional.cross_entropy(logits, wanted, label_smoothing=now.plan.config.label_smoothing)
     (loss if now.scaler is None else now.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
     if now.scaler is not None:
         now.scaler.unscale_(now.optimizer)

@@ -175,6 +175,8 @@ def make_fine_tuning_plan(
     file = locate(Path(init))
     base = Model.load(file)
     tree = {**base_tree(file, base), "fine_tuning": {"base": str(file), "base_sha256": sha256_of(file)}}
+    if asked.get("conditions", {}).get("dropout") == 0:  # what follows from the base's advice is not the user's mistake
+        tree["sampling"] = base.sampling.unguided().as_tree()
     config = from_tree(merge(tree, asked))
     _refuse_conflicts(tree, config, file, base)
     choose_engine(config.training.device, config.training.precision)
@@ -190,6 +192,7 @@ def make_fine_tuning_plan(
         raise ConfigError("conditions that the base does not have; an adapter has no place for them, leave them out")
     chosen = {"training": gentle_training(base, len(store.train), asked.get("training", {}), adapter=adapter)}
     config = from_tree(merge(merge(merge(tree, chosen), asked), resolved))
+    config = config if adapter or store.is_points else config.with_guidance()
     conditions = _conditions(store, base, config, cache_dir)
     return FineTuningPlan(config, FROM_BASE, store, folder.path, conditions, base)
 

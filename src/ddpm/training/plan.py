@@ -212,6 +212,7 @@ def make_plan(
     recipe = auto_preset((height, width), count) if name == "auto" else fixed
     resolved = {} if store.is_points else {"data": {"size": [height, width]}}
     config = from_tree(merge(merge(recipe, overrides), resolved))
+    config = config if store.is_points else config.with_guidance()  # points are sampled for their distribution
     if config.network.kind == "unet" and min(height, width) < MIN_SIZE:
         raise ConfigError(f"pictures are {height}x{width}; both sides must be at least {MIN_SIZE} pixels, see --size")
     conditions = declare(store, config.conditions, config.data, cache_dir=cache_dir, progress=progress)
