@@ -47,7 +47,7 @@ class TestClasses:
         ("spec", "name", "message"),
         [
             (CLASSES, "dgo", "no class 'dgo'; did you mean 'dog'"),
-            (CLASSES, 3, "no class '3'.*the 3 classes are cat, dog, 7"),
+            (CLASSES, 3, "no class '3'.*3 classes are known: cat, dog, 7"),
             (CLASSES, -1, "no class '-1'"),
             (ConditionSpec(), "cat", "trained without labels"),
             (CLASSES.model_copy(update={"dropout": 0.0}), "none", "conditions.dropout=0"),
@@ -120,7 +120,7 @@ class TestModel:
         )
 
     def test_a_wrong_number_of_conditions_is_refused(self) -> None:
-        with pytest.raises(SamplingError, match="1 conditions for 2 pictures"):
+        with pytest.raises(SamplingError, match="1 condition for 2 pictures"):
             model_of(CLASSES).sample_numbers([0, 1], condition=Condition(label=torch.tensor([0])))
 
     def test_an_unconditional_model_takes_none(self) -> None:

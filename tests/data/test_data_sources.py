@@ -292,7 +292,7 @@ def test_folder_without_pictures_says_what_is_there(tmp_path: Path):
     with pytest.raises(DataError) as caught:
         open_store(folder, DataConfig(), cache_dir=tmp_path / "cache")
     text = str(caught.value)
-    for words in (str(folder), "4 files seen", "2 .heic", "1 .txt", "1 hidden files", "one level up, holds 1 pictures"):
+    for words in (str(folder), "4 files seen", "2 .heic", "1 .txt", "1 hidden file", "one level up, holds 1 picture"):
         assert words in text
     assert "\n" not in text
     assert not list((tmp_path / "cache" / "stores").iterdir())
@@ -601,7 +601,7 @@ def test_missing_labels_drop_all_with_a_note(tmp_path: Path):
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
     store = open_store(tmp_path / "a.parquet", DataConfig(), cache_dir=tmp_path / "cache")
     assert store.labels is None
-    assert "1 pictures have no label, so none is used" in store.report.notes
+    assert "1 picture has no label, so none is used" in store.report.notes
 
 
 def test_hub_errors_name_the_data_set(tmp_path: Path):

@@ -255,7 +255,7 @@ def test_broken_pictures_are_reported_before_any_score(trained: Path) -> None:
     Path("some/broken.png").write_bytes(b"no picture")
     report = ddpm.evaluate("some", "digits", metrics=["kid"], quiet=True)
     assert any("1 pictures are of a single colour" in note for note in report.notes)
-    assert any("1 files of some cannot be read" in note and "broken.png" in note for note in report.notes)
+    assert any("1 file of some cannot be read" in note and "broken.png" in note for note in report.notes)
     Path("flat").mkdir()
     for number in range(30):
         Image.new("L", (8, 8), number).save(f"flat/{number}.png")

@@ -17,6 +17,7 @@ from ddpm.evaluation.opening import Request
 from ddpm.evaluation.plan import make_plan as evaluation_plan
 from ddpm.evaluation.run import run as evaluate
 from ddpm.evaluation.scores.agreement import agreement
+from ddpm.evaluation.shards import SHARD
 from ddpm.model import Model
 from ddpm.training.classifier import run_classifier
 from ddpm.training.classifier_plan import plan_classifier
@@ -92,6 +93,37 @@ def test_guidance_makes_other_samples_and_is_in_the_recipe(labelled: Path) -> No
     )
     assert guided.recipe["samples"]["guidance"] == 3.0
     assert plain.samples.source.key() != guided.samples.source.key()
+
+
+def test_samples_are_made_with_the_models_own_guidance_unless_told(labelled: Path) -> None:
+    def recipe(scale: float | None) -> dict[str, Any]:
+        plan = evaluation_plan(labelled, Request(n=30, metrics=["colour"], guidance=scale, device="cpu"))
+        made = plan.recipe["samples"]
+        assert isinstance(made, dict)
+        return made
+
+    assert [recipe(scale)["guidance"] for scale in (None, 1.0)] == [1.5, 1.0]
+
+
+def test_two_processes_make_of_a_conditional_model_what_one_makes(
+    labelled: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for processes in (1, 2):
+        monkeypatch.setenv("DDPM_CACHE", str(tmp_path / f"cache-{processes}"))
+        request = Request(
+            n=SHARD + 20,
+            steps=2,
+            features=classifier,
+            metrics=["agreement", "fid"],
+            device="cpu",
+            precision="float32",
+            processes=processes,
+        )
+        report = evaluate(evaluation_plan(labelled, request))
+        found.append({score.name: score.value for score in report.scores})
+    assert found[0] == found[1]
+    assert found[0].keys() == {"agreement", "fid"}
 
 
 def test_pictures_to_begin_with_are_drawn_from_the_data(masked: Path) -> None:

@@ -6,11 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from ddpm.diffusion.analytic import GaussianDenoiser
+from ddpm.diffusion.noise import NoiseSource
+from ddpm.diffusion.samplers import pndm, spaced_timesteps
+from ddpm.diffusion.schedules import make_schedule
 from ddpm.errors import RunError, SamplingError
 from ddpm.model import Model
+from ddpm.sampling.cautions import cautions, divergence, misuse, stretched
 from ddpm.sampling.comparing import plan_comparison
-from ddpm.sampling.job import misuse, with_options
+from ddpm.sampling.job import with_options
 from ddpm.terminal import bar
 
 
@@ -50,6 +56,29 @@ def test_a_distilled_model_used_otherwise_is_remarked_upon(model: Model, few: Mo
     for other in (few.with_sampling(steps=5), few.with_sampling(sampler="unipc"), few.with_sampling(eta=0.5)):
         assert "distilled for ddim at its own 2 times" in str(misuse(few, other))
     assert misuse(model, model.with_sampling(sampler="unipc", steps=7)) is None
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_pndm_is_remarked_upon_exactly_where_it_diverges(model: Model, name: str) -> None:
+    """Gaussian data of deviation 0.3, known exactly: the true factor is 1, and the sampler's is the method's."""
+    long = replace(model, schedule=make_schedule(name, 1000))  # type: ignore[arg-type]
+    for steps in (3, 4, 5, 10, 20):
+        asked = long.with_sampling(sampler="pndm", steps=steps)
+        exact = GaussianDenoiser(long.schedule, torch.zeros(1).double(), torch.full((1, 1), 0.09, dtype=torch.float64))
+        times = spaced_timesteps(steps, long.schedule, "log_snr")
+        x = torch.linspace(-2, 2, 5, dtype=torch.float64).unsqueeze(1)
+        *_, last = pndm(exact, long.schedule, x, NoiseSource(0, range(5), (1,)), timesteps=times)
+        assert (last.x.abs() - 0.3 * stretched(asked) * x.abs()).abs().max() < 1e-9 * last.x.abs().max()
+        words = divergence(asked)
+        assert (words is None) == (steps >= 10)
+        assert words is None or (f"pndm in {steps} steps" in words and "unipc" in words)
+    assert (divergence(long.with_sampling(sampler="pndm", steps=50, spacing="trailing")) is None) == (name == "linear")
+    assert divergence(long.with_sampling(sampler="ddim", steps=2)) is None
+
+
+def test_all_cautions_are_told(few: Model) -> None:
+    assert cautions(few, few) == []
+    assert len(cautions(few, few.with_sampling(sampler="pndm", steps=2))) == 2
 
 
 def test_previews_are_what_will_be_sampled_in_at_most_20_steps(model: Model, few: Model) -> None:

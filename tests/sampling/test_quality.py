@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,14 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import TINY
 from ddpm.codec import Pictures
+from ddpm.config import merge
 from ddpm.data.progress import Progress, silent
 from ddpm.errors import SamplingError
 from ddpm.evaluation.extractors.features import Pixels
 from ddpm.evaluation.scores.spread import spread
+from ddpm.model import Model
 from ddpm.sampling.comparing import parse_steps, plan_comparison
 from ddpm.sampling.frechet_score import FrechetScore
 from ddpm.sampling.quality import Cell, Comparison, compare, table
+from ddpm.training.plan import make_plan
+from ddpm.training.run import run
 
 
 class Brightness:
@@ -87,6 +93,19 @@ def test_results_of_other_conditions_never_mix(
     file.write_text("{}")
     with pytest.raises(SamplingError, match="is no file of"):
         comparison(trained, file)
+
+
+def test_a_conditional_model_is_compared_with_its_own_guidance(tmp_path: Path) -> None:
+    """Guidance runs the network with and without condition: two evaluations a step, which the cells count."""
+    tree = merge(TINY, {"conditions": {"label": True}, "training": {"steps": 2}})
+    deque(run(make_plan("digits", tree, preset="digits", out=tmp_path / "run")), maxlen=0)
+    cells = list(compare(comparison(tmp_path / "run", tmp_path / "cells.json"), progress=silent, tell=print))
+    model = Model.load(tmp_path / "run")
+    assert model.sampling.guidance == 1.5
+    assert [cell.evaluations for cell in cells] == [4, 8, 4, 8]
+    for cell in cells:
+        pictures = model.sample(6, steps=cell.steps, sampler=cell.sampler, seed=1)
+        assert abs(cell.score - float(pictures.mean())) < 0.02 * float(pictures.max())  # the cells may be in bfloat16
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ class TestPictures:
         assert batch.condition.picture is not None
         assert (batch.condition.picture[:, :3] - batch.x_0 - 200 / 255).abs().max() < 1e-6
         (tmp_path / "inputs" / "3.png").unlink()
-        with pytest.raises(DataError, match=r"1 of 8 pictures have no paired one.*3\.bmp"):
+        with pytest.raises(DataError, match=r"no paired picture in .* for 1 of 8 pictures.*3\.bmp"):
             make_plan(tmp_path, tree, preset="auto", out=tmp_path / "run")
 
     def test_they_are_a_second_column_of_a_table(self, tmp_path: Path) -> None:

@@ -92,6 +92,16 @@ def test_the_score_is_the_distance_of_fixed_samples_to_the_training_split(tmp_pa
     assert "frechet distance of 30 samples" in " ".join(event.text for event in only(events, Notice))
 
 
+def test_a_conditional_model_is_scored_as_it_is_sampled_with_drawn_classes_and_its_guidance(tmp_path: Path) -> None:
+    found = only(list(scored(tmp_path / "run", conditions={"label": True})), Scored)
+    last = Model.load(tmp_path / "run")
+    store = tiny_plan(tmp_path / "other").store
+    as_values = [store.pictures[store.train], last.sample(30, steps=2, guidance=1.5)]
+    train, samples = (pictures.reshape(len(pictures), -1) / np.float32(16) for pictures in as_values)
+    assert found[-1].score.value == pytest.approx(frechet_distance_between(samples, train), rel=1e-6)
+    assert '"guidance": 1.5' in found[-1].score.recipe
+
+
 @pytest.mark.parametrize("at", [3, 5, 6])
 def test_a_killed_run_ends_with_the_bits_and_scores_of_one_that_never_was(at: int, tmp_path: Path) -> None:
     list(scored(tmp_path / "whole"))

@@ -10,6 +10,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm.cli.train import parse_size
 from ddpm.config import from_tree, merge, parse_assignments
+from ddpm.words import counted
 
 if TYPE_CHECKING:
     from ddpm.data import Inspection
@@ -78,7 +79,8 @@ def _inspect_run(path: Path) -> None:
     if folder.checkpoint.exists():
         notes = read_notes(folder.checkpoint)
         history = [evaluation_of(tree) for tree in notes["history"]]
-        print(f"{path}: a run on {notes['data']}, {notes['config']['training']['steps']:,} steps planned")
+        planned = notes["config"]["training"]["steps"]
+        print(f"{path}: a run on {notes['data']}, {counted(planned, 'step')} planned")
         print(f"status: {assess(history).sentence}")
         if history:
             print(f"held-out loss: {history[-1].held_out:.4f} at step {history[-1].step:,}")
@@ -105,9 +107,9 @@ def _inspect_file(path: Path) -> None:
     provenance, advice = model.provenance, model.sampling
     height, width, channels = model.picture_shape
     print(f"{path}: a model, {model.num_parameters / 1e6:.2f} M parameters, {provenance.get('weights', '?')} weights")
-    print(f"pictures: {height}x{width}, {channels} channels, {model.codec.levels or 'continuous'} levels")
+    print(f"pictures: {height}x{width}, {counted(channels, 'channel')}, {model.codec.levels or 'continuous'} levels")
     print(
-        f"schedule: {len(model.schedule):,} timesteps; the network predicts {model.parameterization}, "
+        f"schedule: {counted(len(model.schedule), 'timestep')}; the network predicts {model.parameterization}, "
         f"variance {model.variance}"
     )
     print(
@@ -150,7 +152,9 @@ def _inspect_classifier(path: Path) -> None:
     height, width, channels = classifier.picture_shape
     what = "noised pictures x_t" if classifier.schedule is not None else "pictures"
     print(f"{path}: a classifier of {what}, {classifier.num_parameters / 1e6:.2f} M parameters")
-    print(f"pictures: {height}x{width}, {channels} channels, {classifier.codec.levels or 'continuous'} levels")
+    print(
+        f"pictures: {height}x{width}, {counted(channels, 'channel')}, {classifier.codec.levels or 'continuous'} levels"
+    )
     print(f"classes: {len(classifier.classes)} ({', '.join(classifier.classes[:10])})")
     if classifier.schedule is not None:
         print(f"schedule: {provenance.get('schedule', '?')}")

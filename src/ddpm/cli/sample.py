@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm.config.sampling import SamplerName
+from ddpm.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -186,7 +187,7 @@ def sample(
     )
     run_job(job, progress=bar, tell=say)
     beside = ", labels.csv and grid.png" if job.asks else " and grid.png"
-    say(f"{len(job.numbers):,} {job.noun}{beside} in {job.folder}")
+    say(f"{counted(len(job.numbers), job.noun.removesuffix('s'))}{beside} in {job.folder}")
 
 
 def _guidance_options(scale: float | None, interval: str | None, rescale: float | None) -> tuple[str, ...]:
@@ -241,7 +242,8 @@ def plan(
     from ddpm.model.adapter import parse_adapter
     from ddpm.model.guides import guided_by_classifier, guided_by_worse
     from ddpm.model_file import locate
-    from ddpm.sampling.job import PICTURES, POINTS, Job, default_folder, makes_points, misuse, with_options
+    from ddpm.sampling.cautions import cautions
+    from ddpm.sampling.job import PICTURES, POINTS, Job, default_folder, makes_points, with_options
     from ddpm.terminal import say
 
     file = locate(path)
@@ -253,8 +255,8 @@ def plan(
         loaded = loaded.with_adapter(*parse_adapter(text))
     loaded = loaded if prompt_image is None else loaded.with_prompt_picture(prompt_image)
     model = with_options(loaded, sampler=sampler, steps=steps, assignments=assignments)
-    if warning := misuse(loaded, model):
-        say(warning)
+    for caution in cautions(loaded, model):
+        say(caution)
     if numbers is None:
         numbers = range(POINTS if makes_points(model) else PICTURES)
     if classifier is not None:

@@ -10,6 +10,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm.cli.train import parse_size
 from ddpm.config import ClassifierConfig, Tree, merge, parse_assignments
+from ddpm.words import counted
 
 if TYPE_CHECKING:
     from ddpm.classifier import Accuracy
@@ -103,7 +104,7 @@ def described(plan: ClassifierPlan) -> list[str]:
     drawn = "all classes equally often" if config.balanced else "as often as they occur"
     return [
         f"preset {plan.preset}: {len(store.train):,} pictures of {height}x{width}x{channels} in {len(store.classes)} "
-        f"classes to train on, {len(store.held_out):,} held out; {config.training.steps:,} steps",
+        f"classes to train on, {len(store.held_out):,} held out; {counted(config.training.steps, 'step')}",
         f"training pictures are {' and '.join(changes) or 'not changed'}; classes are drawn {drawn}",
     ]
 

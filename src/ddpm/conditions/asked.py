@@ -20,6 +20,7 @@ from ddpm.config.conditions import ConditionSpec, TextSpec
 from ddpm.diffusion.noise import stream
 from ddpm.errors import SamplingError, nearest
 from ddpm.text.encoding import encode_texts
+from ddpm.words import counted
 
 Label = str | int
 Image = str | Path | NDArray[Any]
@@ -94,7 +95,10 @@ def class_named(spec: ConditionSpec, name: str | int) -> str | None:
     if text.isascii() and text.isdigit() and int(text) < len(spec.classes):
         return spec.classes[int(text)]
     listed = ", ".join(spec.classes[:_NAMED]) + (", ..." if len(spec.classes) > _NAMED else "")
-    raise SamplingError(f"no class '{text}'{nearest(text, spec.classes)}; the {len(spec.classes)} classes are {listed}")
+    raise SamplingError(
+        f"no class '{text}'{nearest(text, spec.classes)}; {counted(len(spec.classes), 'class is', 'classes are')} "
+        f"known: {listed}"
+    )
 
 
 def ask(

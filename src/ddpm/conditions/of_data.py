@@ -25,6 +25,7 @@ from ddpm.data.progress import silent
 from ddpm.diffusion.noise import stream
 from ddpm.errors import ConfigError, DataError, nearest
 from ddpm.text.encoding import CaptionTokens, caption_tokens, text_spec
+from ddpm.words import counted
 
 MOST_EXAMPLES = 1000
 """Rows of the training data that a model with numbers keeps, to draw conditions from."""
@@ -348,7 +349,8 @@ def _matched(store: Store, other: Store) -> Pairs:
     missing = [name for name in store.names if _stem(name) not in place]
     if missing:
         raise DataError(
-            f"{len(missing):,} of {len(store):,} pictures have no paired one in '{other.source}', the first is "
+            f"no paired picture in '{other.source}' for {len(missing):,} of {counted(len(store), 'picture')}, the "
+            "first is "
             f"{missing[0]}; expected files of the same names"
         )
     return Pairs(other, np.asarray([place[_stem(name)] for name in store.names], dtype=np.int64))
@@ -368,7 +370,10 @@ def told_of_conditions(store: Store, conditions: DataConditions | None, *, balan
     """
     if conditions is None:
         unused = len(store.classes) > 1 and store.labels is not None
-        return [f"{len(store.classes)} classes are known and not used; --condition label trains on them"] * unused
+        return [
+            f"{counted(len(store.classes), 'class is', 'classes are')} known and not used; --condition label trains "
+            "on them"
+        ] * unused
     spec, lines = conditions.spec, conditions.spec.words()
     if not spec.classes:
         return lines

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from ddpm.config.section import Section
 from ddpm.errors import ConfigError, nearest
 from ddpm.text.tokenizer import FIRST_MERGE
+from ddpm.words import counted
 
 PictureKind = Literal["gray", "low_resolution", "mask", "paired"]
 
@@ -192,13 +193,16 @@ class ConditionSpec(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> ConditionSpec:
         if len(self.class_counts) != len(self.classes) or (self.classes and not any(self.class_counts)):
-            raise ValueError(f"{len(self.classes)} classes with counts {self.class_counts}; expected one for each")
+            raise ValueError(
+                f"{counted(len(self.classes), 'class', 'classes')} with counts {self.class_counts}; expected one for "
+                "each"
+            )
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
         if self.numbers and not self.examples:
             raise ValueError("numbers without examples of their values")
         if any(len(row) != 1 + len(self.numbers) for row in self.examples):
-            raise ValueError(f"examples with other than {len(self.numbers)} numbers")
+            raise ValueError(f"examples with other than {counted(len(self.numbers), 'number')}")
         return self
 
     @property
@@ -216,7 +220,7 @@ class ConditionSpec(Section):
         lines = []
         if self.classes:
             listed = ", ".join(self.classes[:_NAMED]) + (", ..." if len(self.classes) > _NAMED else "")
-            lines.append(f"label ({len(self.classes)} classes: {listed})")
+            lines.append(f"label ({counted(len(self.classes), 'class', 'classes')}: {listed})")
         if self.numbers:
             columns = (f"{each.name} from {each.low:g} to {each.high:g}" for each in self.numbers)
             lines.append(f"numbers ({', '.join(columns)})")
@@ -224,7 +228,9 @@ class ConditionSpec(Section):
             factor = f", 1/{self.picture.factor} of the size" if self.picture.kind == "low_resolution" else ""
             lines.append(f"picture ({self.picture.kind}{factor})")
         if self.text is not None:
-            lines.append(f"text (at most {self.text.tokens} tokens, {self.text.encoder or 'an encoder of its own'})")
+            lines.append(
+                f"text (at most {counted(self.text.tokens, 'token')}, {self.text.encoder or 'an encoder of its own'})"
+            )
         if not lines:
             return []
         return [f"conditions: {'; '.join(lines)}; {100 * self.dropout:g} % of the training pictures without"]

@@ -25,6 +25,7 @@ from ddpm.data.sources.base import Example, Source, by_nature
 from ddpm.data.sources.layout import EXTENSIONS
 from ddpm.data.transform import Transform, full_scale
 from ddpm.errors import DataError
+from ddpm.words import counted
 
 NO_SPLIT, TRAIN, HELD_OUT = 0, 1, 2
 MEMORY_LIMIT = 2**30
@@ -210,7 +211,7 @@ def _columns(gathered: Gathered, source: Source) -> tuple[Columns, tuple[str, ..
     known = {label for label in gathered.labels if label is not None}
     missing = gathered.labels.count(None)
     if known and missing:
-        notes.append(f"{missing:,} pictures have no label, so none is used")
+        notes.append(f"{counted(missing, 'picture has', 'pictures have')} no label, so none is used")
     elif known:
         classes = source.facts.classes or by_nature(known)
         index = {name: i for i, name in enumerate(classes)}
@@ -265,6 +266,10 @@ def _value_range(gathered: Gathered, source: Source) -> tuple[float, float]:
 def _nothing(source: Source) -> str:
     """Say that a source holds no picture, and what it holds instead."""
     facts = source.facts
-    ignored = ", ".join(f"{count:,} {what}" for what, count in facts.ignored.items())
+    ignored = ", ".join(
+        f"{count:,} {what.replace(' files', ' file') if count == 1 else what}" for what, count in facts.ignored.items()
+    )
     hint = facts.hint or f"expected files such as {', '.join(sorted(EXTENSIONS)[:6])} ..."
-    return f"no {source.noun} in '{source.name}': {facts.seen:,} files seen, ignored {ignored or 'none'}; {hint}"
+    return (
+        f"no {source.noun} in '{source.name}': {counted(facts.seen, 'file')} seen, ignored {ignored or 'none'}; {hint}"
+    )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ddpm.config import DataConfig
 from ddpm.data.report import LoadReport
 from ddpm.data.store import Store
+from ddpm.words import counted
 
 CHUNK = 512
 FEW_PICTURES = 1000
@@ -77,8 +78,8 @@ class Inspection:
         range_words = f"{self.value_range[0]:g} to {self.value_range[1]:g}"
         depth = f"{self.dtype}, {range_words}" + (f", {self.levels:,} levels" if self.levels else "")
         lines = [
-            f"{self.source}: {self.count:,} pictures, {self.train:,} to train on, {self.held_out:,} held out",
-            f"the network sees {height}x{width} pixels, {channels} channels, {depth}",
+            f"{self.source}: {counted(self.count, 'picture')}, {self.train:,} to train on, {self.held_out:,} held out",
+            f"the network sees {height}x{width} pixels, {counted(channels, 'channel')}, {depth}",
             *self.report.lines()[1:],
         ]
         for what, found in (("modes", self.report.modes), ("sizes", self.report.sizes)):
@@ -243,10 +244,11 @@ def _warnings(
 ) -> Iterator[str]:
     count = len(store)
     if store.report.bad:
-        yield f"{len(store.report.bad):,} files cannot be read as pictures and are left out"
+        yield f"{counted(len(store.report.bad), 'file is', 'files are')} left out: no pictures, or damaged ones"
     if count < FEW_PICTURES:
         yield (
-            f"{count:,} pictures are few: with fewer than {FEW_PICTURES:,} a network tends to learn them by heart; "
+            f"{counted(count, 'picture is', 'pictures are')} few: with fewer than {FEW_PICTURES:,} a network tends "
+            "to learn them by heart; "
             "watch the held-out loss"
         )
     present = {name: n for name, n in classes.items() if n}
@@ -254,17 +256,23 @@ def _warnings(
         yield "classes without a picture: " + ", ".join(name for name, n in classes.items() if not n)
     if present and max(present.values()) > IMBALANCE * min(present.values()):
         least, most = min(present, key=present.__getitem__), max(present, key=present.__getitem__)
-        yield f"classes are uneven: '{most}' has {present[most]:,} pictures, '{least}' only {present[least]:,}"
+        yield f"classes are uneven: '{most}' has {counted(present[most], 'picture')}, '{least}' only {present[least]:,}"
     if duplicates:
         extra = sum(len(rows) - 1 for rows in duplicates)
         first = " = ".join(store.names[i] for i in duplicates[0][:3])
-        yield f"{extra:,} pictures are exact copies of others, such as {first}"
+        yield f"{counted(extra, 'picture is an exact copy', 'pictures are exact copies')} of others, such as {first}"
         held_out = set(store.held_out.tolist())
         shared = sum(1 for rows in duplicates if 0 < sum(i in held_out for i in rows) < len(rows))
         if shared:
-            yield f"{shared:,} pictures are both trained on and held out, as copies: the held-out loss will flatter"
+            yield (
+                f"{counted(shared, 'picture is', 'pictures are')} both trained on and held out, as copies: the "
+                "held-out loss will flatter"
+            )
     if constant:
-        yield f"{len(constant):,} pictures have one single colour, such as {store.names[constant[0]]}"
+        yield (
+            f"{counted(len(constant), 'picture has', 'pictures have')} one single colour, such as "
+            f"{store.names[constant[0]]}"
+        )
     enlarged = [line for line in store.report.conversions if "enlarged" in line]
     if enlarged:
         yield f"some pictures are blurred by enlarging: {enlarged[0]}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from ddpm.config import DataConfig
 from ddpm.errors import DataError
+from ddpm.words import counted
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class LoadReport:
 
     def lines(self) -> list[str]:
         """Return the report as sentences, for a terminal."""
-        lines = [f"{self.used:,} pictures of {self.seen:,} files or rows seen"]
+        lines = [f"{counted(self.used, 'picture')} of {counted(self.seen, 'file or row', 'files or rows')} seen"]
         if self.ignored:
             lines.append("ignored: " + ", ".join(f"{count:,} {what}" for what, count in self.ignored.items()))
         if self.bad:

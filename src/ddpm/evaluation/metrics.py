@@ -18,6 +18,7 @@ from ddpm.evaluation.scores.inception_score import inception_score
 from ddpm.evaluation.scores.kernel import LEAST, kernel_distance
 from ddpm.evaluation.scores.spread import thinned
 from ddpm.evaluation.shards import Arrays
+from ddpm.words import counted
 
 HEADLINE = 2048
 """Fewest samples from which on FID is a headline: with fewer, its bias is larger than what it should tell."""
@@ -210,7 +211,7 @@ def feature_scores(name: str, evidence: Evidence) -> list[Score]:
     metric = FEATURE_METRICS[name]
     samples, held_out = evidence.samples[metric.needs], evidence.held_out[metric.needs]
     if min(len(samples), len(evidence.train[metric.needs])) < metric.least:
-        raise DataError(f"{len(samples)} pictures; it needs at least {metric.least} a side")
+        raise DataError(f"{counted(len(samples), 'picture')}; it needs at least {metric.least} a side")
     score = metric.prepare(evidence.train[metric.needs])
     values = score(samples)
     equal = min(len(samples), len(held_out))

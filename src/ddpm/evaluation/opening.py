@@ -13,6 +13,7 @@ from ddpm.errors import ConfigError, DataError, ModelFileError
 from ddpm.evaluation.subject import Place, model_fingerprint, scale_of
 from ddpm.model import Model
 from ddpm.model_file import MODEL_NAME, locate
+from ddpm.words import counted
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def _open_model(subject: Model | str | Path, request: Request, progress: Progres
         "seed": request.seed,
         **sampling,
     }
-    words = f"{recipe['model']} ({model.sampling.sampler}, {model.sampling.steps} steps, seed {request.seed})"
+    words = (
+        f"{recipe['model']} ({model.sampling.sampler}, {counted(model.sampling.steps, 'step')}, seed {request.seed})"
+    )
     notes = () if same else (f"the model was trained on other data than {store.source}: a copy cannot be found there",)
     places: dict[str, Place | Path] = {"data": place}
     if not isinstance(subject, Model):
@@ -140,7 +143,9 @@ def _open_pictures(subject: Model | str | Path, request: Request, progress: Prog
     notes = [f"of {subject}: {line}" for line in pictures.report.conversions]
     if pictures.report.bad:
         bad = pictures.report.bad
-        notes.append(f"{len(bad):,} files of {subject} cannot be read and are not scored: {bad[0][0]} ({bad[0][1]})")
+        notes.append(
+            f"{counted(len(bad), 'file')} of {subject} cannot be read and enter no score: {bad[0][0]} ({bad[0][1]})"
+        )
     if scale_of(pictures) != scale_of(store):
         notes.append(
             f"{pictures.levels} levels of {subject} are read as the data's {store.levels}, rounded to the nearest"
@@ -160,7 +165,7 @@ def _refuse_other_shape(name: str, shape: Sequence[int], store: Store) -> None:
     if tuple(shape) != data:
         height, width, channels = shape
         raise DataError(
-            f"pictures of {name} are {height}x{width} with {channels} channels, those of '{store.source}' "
+            f"pictures of {name} are {height}x{width} with {counted(channels, 'channel')}, those of '{store.source}' "
             f"{data[0]}x{data[1]} with {data[2]}; nothing is resized silently: make them equal, or read the data at "
             f"the pictures' size with --size {height}x{width}"
         )

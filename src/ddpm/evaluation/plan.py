@@ -28,6 +28,7 @@ from ddpm.evaluation.shards import Job, digest, work_root
 from ddpm.evaluation.subject import PictureSource, Place, Sampled, Stored, scale_of
 from ddpm.model import Model
 from ddpm.version import __version__
+from ddpm.words import counted
 
 FEW_SAMPLES, SAMPLES = 1000, 2048
 """Samples of a model by default: of small pictures, and of others."""
@@ -93,7 +94,7 @@ def make_plan(subject: Model | str | Path, request: Request, *, progress: Progre
     if request.processes < 1:
         raise ConfigError(f"{request.processes} processes; expected at least 1")
     if request.n is not None and request.n < 2:
-        raise ConfigError(f"{request.n} pictures; expected at least 2, as scores are of distributions")
+        raise ConfigError(f"{counted(request.n, 'picture')}; expected at least 2, as scores are of distributions")
     if not 0 <= request.seed < 2**64:
         raise ConfigError(f"seed {request.seed}; expected 0 to 2^64 - 1")
     engine = choose_engine(request.device, request.precision)
@@ -116,7 +117,7 @@ def make_plan(subject: Model | str | Path, request: Request, *, progress: Progre
             "values": [store.levels, list(store.value_range)],
             "data": store.source,
             "data_fingerprint": store.fingerprint,
-            "reference": f"{len(train_rows)} pictures of the training split",
+            "reference": f"{counted(len(train_rows), 'picture')} of the training split",
             "reference_pictures": len(train_rows),
             "held_out_pictures": len(store.held_out),
             "features": features,
@@ -185,7 +186,10 @@ def _count(opened: Subject, request: Request) -> int:
     if opened.pictures is None:
         return request.n or (FEW_SAMPLES if is_small(opened.store) else SAMPLES)
     if request.n is not None and request.n > len(opened.pictures):
-        raise DataError(f"{request.n:,} pictures are asked for, but '{opened.title}' holds {len(opened.pictures):,}")
+        raise DataError(
+            f"{counted(request.n, 'picture is', 'pictures are')} asked for, but '{opened.title}' holds "
+            f"{len(opened.pictures):,}"
+        )
     return request.n or len(opened.pictures)
 
 
@@ -305,7 +309,10 @@ def _obstacle(name: str, opened: Subject, offer: _Offer, count: int) -> str:
     if name in LIKELIHOODS and len(opened.store.held_out) < 2:
         return f"{len(opened.store.held_out)} held-out pictures; it needs at least 2"
     if name not in LIKELIHOODS and min(count, len(opened.store.train)) < least:
-        return f"{count} samples and {len(opened.store.train)} training pictures; it needs at least {least} of each"
+        return (
+            f"{counted(count, 'sample')} and {counted(len(opened.store.train), 'training picture')}; it needs at "
+            f"least {least} of each"
+        )
     if name == "pixels" and not is_small(opened.store):
         return f"scores over raw pixels mean something up to {MAX_DIMENSIONS:,} values a picture"
     if name == "pixels" and len(opened.store.held_out) < least:

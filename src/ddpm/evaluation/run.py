@@ -27,6 +27,7 @@ from ddpm.evaluation.scores.spread import spread
 from ddpm.evaluation.shards import Job, KeptRows, clean, digest
 from ddpm.evaluation.workers import run_jobs
 from ddpm.model import Model
+from ddpm.words import counted
 
 _WORST = 3  # classes that a note names
 _MOST_VALUES = 2**28  # of pictures in memory at once, a side
@@ -237,10 +238,14 @@ def _health(constant: NDArray[np.bool_], plan: Plan) -> list[str]:
     notes = []
     if constant.any() and plan.store.pictures.shape[1:3] != (1, 1):
         first = int(constant.argmax())
-        notes.append(f"{int(constant.sum()):,} pictures are of a single colour, the first is number {first}")
+        notes.append(
+            f"{counted(int(constant.sum()), 'picture is', 'pictures are')} of a single colour, the first is number "
+            f"{first}"
+        )
     if plan.count < HEADLINE and {"fid", "sfid"} & set(plan.metrics):
         notes.append(
-            f"{plan.count:,} pictures are too few for FID as a headline ({HEADLINE:,} at least): it is too large by an "
+            f"{counted(plan.count, 'picture is', 'pictures are')} too few for FID as a headline ({HEADLINE:,} at "
+            "least): it is too large by an "
             "amount that depends on their number and on the model; KID has no such bias and comes with its error"
         )
     extractor = (plan.recipe["measure"]["features"] or {}).get("name")

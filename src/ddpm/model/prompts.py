@@ -32,6 +32,7 @@ from ddpm.errors import ConfigError, SamplingError
 from ddpm.files import sha256_of, write_atomically
 from ddpm.hub import first_line, folder_of, hash_of
 from ddpm.networks.unet import UNet
+from ddpm.words import counted
 
 if TYPE_CHECKING:
     from ddpm.model import Model
@@ -201,7 +202,9 @@ def placed_condition(model: Model, condition: Condition | None, pictures: Sequen
     if condition.prompt is not None and model.prompt_reader is None:
         raise SamplingError("an image prompt needs an image adapter of this model; add one, or leave it out")
     if len(condition) != len(pictures):
-        raise SamplingError(f"{len(condition)} conditions for {len(pictures)} pictures; expected one for each")
+        raise SamplingError(
+            f"{counted(len(condition), 'condition')} for {counted(len(pictures), 'picture')}; expected one for each"
+        )
     return condition.to(model.device)
 
 

@@ -30,6 +30,7 @@ from ddpm.sampling.films import Film, FilmKind, check_film, save_film
 from ddpm.sampling.labels import grouped, write_labels
 from ddpm.sampling.recipe import TEXT_KEY, Recipe, condition_tree, recipe_of
 from ddpm.text.encoding import check_texts
+from ddpm.words import counted
 
 Format = Literal["png", "tiff", "npy"]
 
@@ -131,21 +132,6 @@ def with_options(model: Model, *, sampler: str | None, steps: int | None, assign
     return changed
 
 
-def misuse(model: Model, changed: Model) -> str | None:
-    """Return what is wrong with another sampler, or other times, for a distilled model; none for any other model."""
-    own, asked = model.sampling, changed.sampling
-    if not model.is_distilled or (own.sampler, own.timesteps, own.options()) == (
-        asked.sampler,
-        asked.timesteps,
-        asked.options(),
-    ):
-        return None
-    return (
-        f"this model was distilled for {own.sampler} at its own {own.steps} times; {asked.sampler} in {asked.steps} "
-        "steps is not what it has learned: expect worse pictures"
-    )
-
-
 def sampling_of(recipe: Recipe) -> SamplingConfig:
     """Return the sampling advice of a recipe.
 
@@ -181,7 +167,7 @@ def run_job(job: Job, *, progress: ProgressFactory, tell: Callable[[str], object
     recipe = recipe_of(model, job.file, job.folder, seed=job.seed, engine=job.engine)
     ahead = forecast(model, len(job.numbers), job.engine, batch_size=job.batch_size)
     tell(
-        f"{ahead.as_words()}: {len(job.numbers):,} {job.noun}, {ahead.batch_size:,} at once, "
+        f"{ahead.as_words()}: {counted(len(job.numbers), job.noun.removesuffix('s'))}, {ahead.batch_size:,} at once, "
         f"by {recipe.short_words()}: {ahead.evaluations:,} network evaluations a batch, "
         f"on {job.engine.device} in {job.engine.precision}"
     )

@@ -19,6 +19,7 @@ from ddpm.errors import RunError, SamplingError
 from ddpm.files import write_atomically, write_text
 from ddpm.model import Model
 from ddpm.sampling.batches import Conditions, forecast, make_pictures
+from ddpm.words import counted
 
 
 class Score(Protocol):
@@ -99,7 +100,7 @@ def compare(comparison: Comparison, *, progress: ProgressFactory, tell: Callable
     """
     found = {(cell.sampler, cell.steps): cell for cell in read_cells(comparison.file, comparison.conditions)}
     if found:
-        tell(f"going on: {len(found)} cells are in {comparison.file}")
+        tell(f"going on: {counted(len(found), 'cell is', 'cells are')} in {comparison.file}")
     for model in comparison.models:
         key = (model.sampling.sampler, model.sampling.steps)
         if key not in found:
@@ -117,7 +118,7 @@ def measure(comparison: Comparison, model: Model, progress: ProgressFactory) -> 
     made: list[Pictures] = []
     total = -(-comparison.count // ahead.batch_size) * advice.steps
     try:
-        with progress(total, f"{advice.sampler}, {advice.steps} steps") as shown:
+        with progress(total, f"{advice.sampler}, {counted(advice.steps, 'step')}") as shown:
             start = time.perf_counter()
             for _, pictures in make_pictures(
                 model,

@@ -24,6 +24,7 @@ from ddpm.errors import ConfigError, DataError, RunError, nearest
 from ddpm.model_file import read_model_file
 from ddpm.training.batches import balanced_rows
 from ddpm.training.plan import default_out
+from ddpm.words import counted
 
 LEAST_A_CLASS = 5
 """Fewest training pictures of a class: with fewer, nothing is learned that held-out pictures could confirm."""
@@ -144,7 +145,7 @@ def _schedule(config: ClassifierConfig, schedule_of: str | None) -> tuple[NoiseS
             f"folder, or one of {', '.join(known)}"
         )
     made = make_schedule(name, section.num_timesteps, zero_terminal_snr=section.zero_terminal_snr)
-    return made, f"{name}, {len(made):,} timesteps"
+    return made, f"{name}, {counted(len(made), 'timestep')}"
 
 
 def _check_file(file: Path, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from ddpm.training.loop import StepReport
 from ddpm.training.plan import Plan
 from ddpm.training.run import run
 from ddpm.training.scoring import Scorer
+from ddpm.words import counted
 
 _SMOOTHING = 0.98
 
@@ -81,7 +82,7 @@ class Display:
         say(
             f"preset {self._plan.preset}: {len(store.train):,} {kind} to train on, "
             f"{len(store.held_out):,} held out; network of {event.num_parameters / 1e6:.2f} M parameters{part}; "
-            f"{event.num_steps:,} steps on {engine.device} in {engine.precision}"
+            f"{counted(event.num_steps, 'step')} on {engine.device} in {engine.precision}"
         )
         for line in event.memory.lines():
             say(line)

@@ -40,6 +40,7 @@ from ddpm.training.batches import Batch
 from ddpm.training.loop import Objective
 from ddpm.training.plan import Plan
 from ddpm.training.run_folder import RunFolder
+from ddpm.words import counted
 
 TEACHER_STEPS = {"progressive": 5, "consistency": 8}
 """Steps of the teacher that one of the student's is worth, by method, where the schedule has so many."""
@@ -277,7 +278,8 @@ def _student_times(steps: int, schedule: NoiseSchedule) -> list[float]:
 def _refuse_distilled(file: Path, teacher: Model) -> None:
     if teacher.is_distilled:
         raise ConfigError(
-            f"'{file}' is itself distilled, to {teacher.sampling.steps} steps, and is right at no other times; "
+            f"'{file}' is itself distilled, to {counted(teacher.sampling.steps, 'step')}, and is right at no other "
+            "times; "
             "distill the model that it comes from"
         )
 
@@ -354,8 +356,9 @@ def default_train_steps(config: Config, pictures_seen: int) -> int:
     steps = int(affordable / config.training.batch_size)
     if steps < 10:
         raise ConfigError(
-            f"the teacher has seen {pictures_seen:,} pictures, which makes {steps} steps of "
-            f"{config.training.batch_size} pictures in the time that it took; say how many with --train-steps"
+            f"the teacher has seen {counted(pictures_seen, 'picture')}, which makes {counted(steps, 'step')} of "
+            f"{counted(config.training.batch_size, 'picture')} in the time that it took; say how many with "
+            "--train-steps"
         )
     return steps
 

@@ -34,6 +34,7 @@ from ddpm.networks.lora import add_low_rank, low_rank_tensors
 from ddpm.training.checkpoint import read_notes
 from ddpm.training.plan import Plan, default_out, difference
 from ddpm.training.run_folder import RunFolder
+from ddpm.words import counted
 
 FROM_BASE = "base"
 """What stands in the place of a preset's name."""
@@ -45,6 +46,7 @@ _FREE = {
     "conditions.balanced",
     "conditions.inputs",
 }  # of what otherwise comes from the base: it changes no weight
+_UNGUIDABLE = {"dropout": 0, "label": False, "text": None}  # conditions that leave nothing to guide from, or to
 _COLOURS = {1: "gray", 3: "rgb", 4: "rgba"}
 
 
@@ -175,8 +177,9 @@ def make_fine_tuning_plan(
     file = locate(Path(init))
     base = Model.load(file)
     tree = {**base_tree(file, base), "fine_tuning": {"base": str(file), "base_sha256": sha256_of(file)}}
-    if asked.get("conditions", {}).get("dropout") == 0:  # what follows from the base's advice is not the user's mistake
-        tree["sampling"] = base.sampling.unguided().as_tree()
+    told = asked.get("conditions", {})
+    if any(key in told and told[key] == value for key, value in _UNGUIDABLE.items()):
+        tree["sampling"] = base.sampling.unguided().as_tree()  # what follows from the base's advice is no mistake
     config = from_tree(merge(tree, asked))
     _refuse_conflicts(tree, config, file, base)
     choose_engine(config.training.device, config.training.precision)
@@ -212,7 +215,8 @@ def base_tree(file: Path, base: Model) -> dict[str, Any]:
     """
     if base.is_distilled:
         raise ConfigError(
-            f"'{file}' is distilled, to {base.sampling.steps} steps, and is right at no other times; fine-tune the "
+            f"'{file}' is distilled, to {counted(base.sampling.steps, 'step')}, and is right at no other times; "
+            "fine-tune the "
             "model that it comes from, and distill the result"
         )
     known = base.provenance.get("config")

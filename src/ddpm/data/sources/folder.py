@@ -11,6 +11,7 @@ from pathlib import Path
 from ddpm.data.sources.base import Example, Source, open_file
 from ddpm.data.sources.layout import EXTENSIONS, Layout, ignored_as, read_layout
 from ddpm.errors import DataError
+from ddpm.words import counted
 
 
 class FolderSource(Source):
@@ -125,4 +126,4 @@ def _hint(path: Path) -> str:
         above = sum(1 for p in parent.iterdir() if p.suffix.lower() in EXTENSIONS)
     except OSError:
         above = 0
-    return f"'{parent}', one level up, holds {above} pictures" if above else ""
+    return f"'{parent}', one level up, holds {counted(above, 'picture')}" if above else ""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ddpm.data.sources.base import Split, by_nature
+from ddpm.words import counted
 
 EXTENSIONS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp"}
@@ -96,7 +97,7 @@ def read_layout(names: Sequence[str]) -> Layout:
         folders = [parts[1:] for parts in folders]
     classes = {parts[0] for parts in folders if parts}
     if all(len(parts) == 1 for parts in folders) and len(classes) >= 2:
-        words = f"class folders: {len(classes)} classes, one for each folder"
+        words = f"class folders: {counted(len(classes), 'class', 'classes')}, one for each folder"
         return Layout([parts[0] for parts in folders], splits, by_nature(classes), words)
     words = "nested folders, read without classes" if any(folders) else "one flat folder, no classes"
     return Layout(None, splits, (), words)

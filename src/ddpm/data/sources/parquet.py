@@ -18,6 +18,7 @@ from ddpm.data.sources.base import Example, Opener, Source, Split, open_file, st
 from ddpm.data.sources.columns import LABEL_NAMES, PICTURE_NAMES, TEXT_NAMES, find_column, to_label
 from ddpm.data.sources.layout import choose_splits, is_split
 from ddpm.errors import DataError
+from ddpm.words import counted
 
 BATCH = 256
 NUMBER_TYPES = frozenset(
@@ -151,7 +152,7 @@ class ParquetSource(DatasetSource):
     def _load(self, scratch: Path) -> dict[str, Any]:
         from datasets import load_dataset
 
-        self.facts.notes.append(f"parquet: {len(self._files()):,} files")
+        self.facts.notes.append(f"parquet: {counted(len(self._files()), 'file')}")
         files: dict[str, list[str]] = {}
         for file in self._files():
             files.setdefault(_split_name(file.relative_to(self._root())), []).append(str(file))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ddpm.errors import DataError
 from ddpm.evaluation.scores.checks import check_finite
+from ddpm.words import counted
 
 Array = NDArray[np.float32]
 
@@ -150,4 +151,4 @@ def _channels_refused(name: str, channels: int) -> str:
             f"pictures have 4 channels; {name} knows no transparency: composite them over a background first "
             "(for data, --data.alpha)"
         )
-    return f"pictures have {channels} channels; {name} expects 1 (gray) or 3 (RGB)"
+    return f"pictures have {counted(channels, 'channel')}; {name} expects 1 (gray) or 3 (RGB)"

@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm.errors import ModelFileError
 from ddpm.evaluation.extractors.extraction import NetworkExtractor, Outputs
 from ddpm.files import sha256_of
+from ddpm.words import counted
 
 
 def script_extractor(place: Path, device: torch.device) -> NetworkExtractor:
@@ -46,7 +47,8 @@ def _outputs(output: Any, count: int, place: Path) -> Outputs:
     right = all(isinstance(part, Tensor) and part.ndim >= 2 and len(part) == count for part in parts)
     if not right or len(parts) > 2:
         raise ModelFileError(
-            f"'{place}' returned {shapes} for {count} pictures; expected features [{count}, D], or a tuple of them and "
+            f"'{place}' returned {shapes} for {counted(count, 'picture')}; expected features [{count}, D], or a "
+            "tuple of them and "
             f"probabilities [{count}, K]"
         )
     return Outputs(parts[0].flatten(1), None, parts[1] if len(parts) == 2 else None)

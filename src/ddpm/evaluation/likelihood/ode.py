@@ -22,6 +22,7 @@ from ddpm.errors import ConfigError, SamplingError
 from ddpm.estimate import Estimate, mean_estimate
 from ddpm.evaluation.likelihood.unseen import Unseen, choose, full_precision
 from ddpm.model import Model
+from ddpm.words import counted
 
 _VALUES_AT_ONCE = 2**17  # values of x_t in memory at once: half as many as without a gradient
 
@@ -90,7 +91,9 @@ def ode_bits_per_dim_of(
     """
     unseen = choose(model, data, n, seed)
     if steps < 2 or (batch_size is not None and batch_size < 1):
-        raise ConfigError(f"{steps} steps, batches of {batch_size}; expected at least 2 steps, and 1 picture")
+        raise ConfigError(
+            f"{counted(steps, 'step')}, batches of {batch_size}; expected at least 2 steps, and 1 picture"
+        )
     exact = probes is None and unseen.dimensions <= MOST_EXACT
     directions = unseen.dimensions if exact else PROBES if probes is None else probes
     batches = unseen.batches(batch_size or max(1, _VALUES_AT_ONCE // unseen.dimensions))

@@ -21,6 +21,7 @@ from ddpm.diffusion.denoiser import Denoiser
 from ddpm.diffusion.noise import NoiseSource, stream
 from ddpm.errors import ConfigError, DataError
 from ddpm.model import Model
+from ddpm.words import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,7 @@ def choose(model: Model, data: Store | Pictures, n: int | None, seed: int) -> Un
             "expected the same"
         )
     if len(rows) < 2:
-        raise DataError(f"{len(rows)} pictures to score; a standard error needs at least 2")
+        raise DataError(f"{counted(len(rows), 'picture')} to score; a standard error needs at least 2")
     numbers = rows if n is None else np.sort(stream(seed, "unseen pictures").permutation(rows)[:n])
     recipe = {
         "n": len(numbers),

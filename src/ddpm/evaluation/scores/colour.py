@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ddpm.errors import DataError
 from ddpm.evaluation.scores.checks import check_finite
+from ddpm.words import counted
 
 _BINS = 64
 _BLOCK = 256  # pictures taken to float64 at a time
@@ -63,7 +64,9 @@ def colour_drift(samples: NDArray[Any], real: NDArray[Any], value_range: tuple[f
             raise DataError(f"{what} of shape {pictures.shape}; expected at least 2 pictures [N, H, W, C]")
         check_finite(pictures, what)
     if samples.shape[3] != real.shape[3]:
-        raise DataError(f"samples have {samples.shape[3]} channels, real pictures {real.shape[3]}; expected the same")
+        raise DataError(
+            f"samples have {counted(samples.shape[3], 'channel')}, real pictures {real.shape[3]}; expected the same"
+        )
     of_samples, of_real = (_Channels.of(pictures, low, high) for pictures in (samples, real))
     error = np.sqrt(of_samples.error**2 + of_real.error**2)
     distances = np.abs(of_samples.histogram.cumsum(0) - of_real.histogram.cumsum(0)).sum(0) / _BINS

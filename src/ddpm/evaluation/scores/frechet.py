@@ -15,6 +15,7 @@ from ddpm.errors import DataError
 from ddpm.estimate import Estimate
 from ddpm.evaluation.scores.checks import check_features, check_finite, check_same_columns
 from ddpm.terminal import in_bytes
+from ddpm.words import counted
 
 Array = NDArray[np.float64]
 
@@ -104,7 +105,7 @@ class RunningMoments:
             DataError: for fewer than two rows, or rows that are all the same.
         """
         if self.count < 2:
-            raise DataError(f"{self.count} pictures; a covariance needs at least 2 rows")
+            raise DataError(f"{counted(self.count, 'picture')}; a covariance needs at least 2 rows")
         if not self._scatter.any():
             raise DataError(f"the features of all {self.count:,} pictures are the same; they are constant or identical")
         return Moments(self.count, self._mean.copy(), self._scatter / (self.count - 1))

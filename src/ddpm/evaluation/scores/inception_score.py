@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ddpm.errors import DataError
 from ddpm.estimate import Estimate
 from ddpm.evaluation.scores.checks import check_finite
+from ddpm.words import counted
 
 
 def inception_score(probabilities: NDArray[Any], *, splits: int = 10) -> Estimate:
@@ -28,7 +29,10 @@ def inception_score(probabilities: NDArray[Any], *, splits: int = 10) -> Estimat
     if probabilities.ndim != 2 or probabilities.shape[1] < 2:
         raise DataError(f"probabilities have the shape {probabilities.shape}; expected [samples, at least 2 classes]")
     if splits < 2 or len(probabilities) < 2 * splits:
-        raise DataError(f"{len(probabilities):,} samples in {splits} splits; expected at least 2 splits of 2 samples")
+        raise DataError(
+            f"{counted(len(probabilities), 'sample')} in {counted(splits, 'split')}; expected at least 2 splits of 2 "
+            "samples"
+        )
     check_finite(probabilities, "samples")
     if probabilities.min() < 0 or np.abs(probabilities.sum(1, dtype=np.float64) - 1).max() > 1e-3:
         raise DataError("rows of probabilities are negative or do not sum to 1; expected the softmax of a classifier")

@@ -15,6 +15,7 @@ from ddpm.evaluation.scores.certainty import CertaintyScore
 from ddpm.evaluation.scores.frechet import frechet_distance_between
 from ddpm.evaluation.scores.neighbours import copying_ratio, two_sample_accuracy
 from ddpm.evaluation.scores.spread import spread
+from ddpm.words import counted
 
 Features = NDArray[np.float64]
 
@@ -71,7 +72,8 @@ def pixel_scores(pictures: Pictures, store: Store) -> PixelScores:
         )
     if min(len(pictures), len(store.held_out)) < LEAST:
         raise DataError(
-            f"{len(pictures)} samples and {len(store.held_out)} held-out pictures; scores need at least {LEAST} of each"
+            f"{counted(len(pictures), 'sample')} and {counted(len(store.held_out), 'held-out picture')}; scores need "
+            f"at least {LEAST} of each"
         )
     train_rows = spread(store.train, _MOST_REFERENCE)
     samples, train = _features(pictures, store), _features(store.pictures[train_rows], store)
