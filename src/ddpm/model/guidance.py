@@ -44,6 +44,9 @@ def refuse_guidance(model: Model, condition: Condition | None) -> None:
             guidance; a negative text where there are no texts; guidance of a model that knows no pictures without
             condition, or no others.
     """
+    negative = model.sampling.negative
+    if negative is not None and model.guide is None and model.conditions.text is None:
+        raise SamplingError(f"negative '{negative}', but this model was trained without texts; leave it out")
     idle, interval, last = model.sampling.idle_option, model.sampling.guidance_interval, len(model.schedule) - 1
     if idle is not None and (model.guidance is None or idle == "negative"):  # a classifier at scale 1 does guide
         raise SamplingError(f"{idle} without guidance; ask for some, such as --guidance 2, or leave it out")
@@ -51,11 +54,8 @@ def refuse_guidance(model: Model, condition: Condition | None) -> None:
         raise SamplingError(f"guidance interval {list(interval)}; the times of this model go from 0 to {last:,}")
     if not model.sampling.is_guided:
         return
-    negative = model.sampling.negative
     if negative is not None and model.guide is not None:
         raise SamplingError(f"negative '{negative}', but a guide decides what is led away from; leave one out")
-    if negative is not None and model.conditions.text is None:
-        raise SamplingError(f"negative '{negative}', but this model was trained without texts; leave it out")
     if model.guide is not None:
         return  # a guide needs no dropout
     prompted = model.prompt is not None or (condition is not None and condition.prompt is not None)

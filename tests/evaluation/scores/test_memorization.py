@@ -66,7 +66,7 @@ def test_held_out_digits_are_rarely_called_copies() -> None:
 
 def test_refuses() -> None:
     good = normal(0, 30)
-    with pytest.raises(DataError, match="1 training pictures; this score needs at least 2"):
+    with pytest.raises(DataError, match="1 training picture; this score needs at least 2"):
         memorization(good, good[:1], good)
     with pytest.raises(DataError, match="0 held-out pictures"):
         memorization(good, good, good[:0])
