@@ -109,7 +109,7 @@ def test_inspect_says_what_things_are(trained: Path, capsys: Capture) -> None:
     assert "a run on digits, 8 steps planned" in out
     assert "trained: 8 steps, 128 pictures seen" in out
     main(["inspect", str(trained / "model.safetensors")])
-    assert "pictures: 8x8, 1 channels, 17 levels" in capsys.readouterr().out
+    assert "pictures: 8x8, 1 channel, 17 levels" in capsys.readouterr().out
     main(["inspect", "digits", "--out", "grid.png"])
     assert "1,797" in capsys.readouterr().out
     assert Image.open("grid.png").width >= 64

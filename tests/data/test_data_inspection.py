@@ -47,7 +47,7 @@ def test_digits():
     assert found.histogram.shape == (1, 17)
     assert found.warnings == ()
     text = "\n".join(found.lines())
-    for words in ("1,797 pictures", "8x8 pixels, 1 channels", "17 levels", "9 180", "mean"):
+    for words in ("1,797 pictures", "8x8 pixels, 1 channel", "17 levels", "9 180", "mean"):
         assert words in text
 
 

@@ -254,7 +254,7 @@ def test_broken_pictures_are_reported_before_any_score(trained: Path) -> None:
     Image.new("L", (8, 8), 7).save("some/flat.png")
     Path("some/broken.png").write_bytes(b"no picture")
     report = ddpm.evaluate("some", "digits", metrics=["kid"], quiet=True)
-    assert any("1 pictures are of a single colour" in note for note in report.notes)
+    assert any("1 picture is of a single colour" in note for note in report.notes)
     assert any("1 file of some cannot be read" in note and "broken.png" in note for note in report.notes)
     Path("flat").mkdir()
     for number in range(30):
@@ -278,7 +278,7 @@ def test_pictures_of_another_kind_are_refused_with_the_reason() -> None:
     write_digits(Path("wide"), range(30), size=(10, 8))
     write_digits(Path("mixed"), range(29))
     write_digits(Path("mixed"), range(29, 30), size=(10, 10))
-    assert "are 8x10 with 1 channels, those of 'digits' 8x8 with 1" in refused("wide")
+    assert "are 8x10 with 1 channel, those of 'digits' 8x8 with 1" in refused("wide")
     assert "several sizes" in refused("mixed")
     assert "--data is needed" in refused("gray", data=None)
     assert "only a model is sampled" in refused("gray", steps=3)

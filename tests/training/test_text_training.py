@@ -109,6 +109,25 @@ class TestLearned:
             encode(painter.conditions, [Asked(text="red " * (limit + 1))])
 
 
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_a_frozen_encoder_of_a_folder_is_loaded_trained_on_and_sampled_with(
+    kind: str, data: Path, tmp_path: Path
+) -> None:
+    """Real networks of `transformers`, tiny and random: from `conditions.text=FOLDER` to pictures of new texts."""
+    pytest.importorskip("transformers", reason="frozen text encoders need the extra 'transformers'")
+    from text import frozen_encoders
+
+    place = tmp_path / kind
+    folder = frozen_encoders.clip(place, limit=32) if kind == "clip" else frozen_encoders.t5(place)
+    tree = merge(TINY, {"conditions": conditions_tree([f"text={folder}"]), "training": {"steps": 2}})
+    deque(run(make_plan(data, tree, preset="digits", out=tmp_path / "run")), maxlen=0)
+    model = Model.load(tmp_path / "run")
+    assert model.conditions.text is not None
+    assert (model.conditions.text.encoder, model.conditions.text.features) == (str(folder), 16)
+    assert model.sampling.guidance == 3.0
+    assert model.sample(2, text=["red", "blue heart"], steps=2).shape == (2, 8, 8, 3)
+
+
 class TestData:
     def test_rows_come_with_their_captions(self, data: Path) -> None:
         store = open_store(data, DataConfig())

@@ -278,7 +278,7 @@ def test_what_cannot_be_scored_is_refused(model: Model, digits: Store, score: ob
         score(model, digits.pictures[:4, :, :7])
     with pytest.raises(DataError, match="pictures are float32"):
         score(model, digits.pictures[:4].astype("float32"))
-    with pytest.raises(DataError, match="1 pictures to score"):
+    with pytest.raises(DataError, match="1 picture to score"):
         score(model, digits.pictures[:1])
     with pytest.raises(ConfigError, match="n is 1; a standard error needs"):
         score(model, digits, n=1)
@@ -385,5 +385,5 @@ def test_the_integration_error_falls_with_the_steps() -> None:
 
 
 def test_a_single_step_is_refused(model: Model, digits: Store) -> None:
-    with pytest.raises(ConfigError, match=r"1 steps, .* at least 2 steps"):
+    with pytest.raises(ConfigError, match=r"1 step, .* at least 2 steps"):
         ode_bits_per_dim_of(model, digits, n=2, steps=1)

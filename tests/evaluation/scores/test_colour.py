@@ -45,7 +45,7 @@ def test_a_drift_is_named() -> None:
 
 def test_refuses() -> None:
     real = pictures(0)
-    with pytest.raises(DataError, match="samples have 1 channels, real pictures 3"):
+    with pytest.raises(DataError, match="samples have 1 channel, real pictures 3"):
         colour_drift(real[..., :1], real, (0, 255))
     with pytest.raises(DataError, match="at least 2 pictures"):
         colour_drift(real[:1], real, (0, 255))

@@ -145,7 +145,7 @@ def test_the_error_is_the_spread_over_repeats() -> None:
 @pytest.mark.parametrize(
     ("features", "words"),
     [
-        (np.zeros((1, 3)), "1 pictures; this score needs at least 2"),
+        (np.zeros((1, 3)), "1 picture; this score needs at least 2"),
         (np.zeros((0, 3)), "0 pictures; this score needs at least 2"),
         (np.zeros(5), r"shape \(5,\)"),
         (np.ones((5, 3)), "are the same; the pictures are constant"),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddpm.errors import DataError
+from ddpm.words import counted
 
 _BLOCK = 1 << 22  # values looked at a time: flags of all would take a quarter of the features' memory
 
@@ -27,7 +28,7 @@ def check_features(features: NDArray[Any], what: str, least: int, *, may_be_same
     if features.ndim != 2 or features.shape[1] == 0:
         raise DataError(f"features of the {what} have the shape {features.shape}; expected [pictures, features]")
     if len(features) < least:
-        raise DataError(f"{len(features):,} {what}; this score needs at least {least:,}")
+        raise DataError(f"{counted(len(features), what.removesuffix('s'))}; this score needs at least {least:,}")
     check_finite(features, what)
     if not may_be_same and (features == features[0]).all():
         raise DataError(
