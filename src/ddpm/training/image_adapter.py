@@ -106,6 +106,11 @@ class ImageAdapterPlan(FineTuningPlan):
         """Return the model with what reads its prompts."""
         return replace(model, prompt_reader=self.prompted.reader)
 
+    @property
+    def condition_spec(self) -> ConditionSpec:
+        """What the base is conditioned on, and how often it saw pictures without: guidance leads away from those."""
+        return super().condition_spec.model_copy(update={"dropout": self.base.conditions.dropout})
+
     def shown(self) -> Shown:
         """Return held-out pictures as prompts, alone, beside what is made of them."""
         count = self.config.training.previews
