@@ -63,6 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "conditions": {"text": "own"},
         "schedule": {"name": "cosine"},
         "objective": {"parameterization": "x_0"},
+        "sampling": {"guidance": 2.0},
         "network": {
             "base_channels": 48,
             "channel_multipliers": [1, 2, 4],
