@@ -210,6 +210,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.errorbar(minutes, scores, errors, color=colour, marker="o", markersize=4, label=name)
     axes.axhline(result["floor"], color=palette.faint, label="held-out pictures")
     axes.set(xscale="log", yscale="log", xlabel="minutes of the processor", ylabel="Fréchet distance")
+    axes.minorticks_off()
+    axes.set_xticks([5, 10, 20], ["5", "10", "20"])
+    axes.set_yticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
     axes.legend(frameon=False)
     save_figure(finished(figure, palette), path, "png")
 

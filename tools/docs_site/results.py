@@ -174,6 +174,17 @@ def _objectives(result: Any) -> str:
     return _table(["output", "objective", "bound, bits/dim", "variance", "Fréchet ratio, ddpm", "ddim"], rows)
 
 
+def _time_to_quality(result: Any) -> str:
+    rows = [
+        [name, f"{point['minutes']:g}", f"{point['steps']:,}", f"{point['score']:.2f} ± {point['error']:.2f}"]
+        for name, curve in result["curves"].items()
+        for point in curve["points"]
+    ]
+    return _table(
+        ["", "minutes of the processor", "steps", f"Fréchet distance; held-out pictures: {result['floor']:.2f}"], rows
+    )
+
+
 _TABLES: dict[str, Callable[[Any], str]] = {
     "digits": _digits,
     "examples": _examples,
@@ -186,6 +197,7 @@ _TABLES: dict[str, Callable[[Any], str]] = {
     "sampling_speed": _sampling_speed,
     "training_speed": _sampling_speed,
     "kernel_speed": _kernel_speed,
+    "time_to_quality": _time_to_quality,
     "bound": _bound,
     "samplers_mnist": _samplers_mnist,
     "data_speed": _data_speed,
