@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any
@@ -107,6 +108,14 @@ def _sampling_speed(result: Any) -> str:
     return _table(["program", "pictures a second", "processor seconds a picture"], rows)
 
 
+def _processes_speed(result: Any) -> str:
+    rows = []
+    for name, turns in result["turns"].items():
+        middle = [f"{statistics.median(turns[clock]):.2f}" for clock in ("wall, s", "processor, s")]
+        rows.append([f"{name}, threads of each: {result['facts'][name]['threads']}", *middle])
+    return _table(["", "s a step", "s of the processor"], rows)
+
+
 def _kernel_speed(result: Any) -> str:
     rows = [[row["kernel"], f"{row['library_ms']:.1f} ms", f"{row['ours_ms']:.1f} ms"] for row in result["rows"]]
     return _table(["kernel", "matrix library", "here"], rows)
@@ -197,6 +206,7 @@ _TABLES: dict[str, Callable[[Any], str]] = {
     "sampling_speed": _sampling_speed,
     "training_speed": _sampling_speed,
     "kernel_speed": _kernel_speed,
+    "processes_speed": _processes_speed,
     "time_to_quality": _time_to_quality,
     "bound": _bound,
     "samplers_mnist": _samplers_mnist,
