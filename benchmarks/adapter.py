@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.nn import functional
+from turns import machine
 
 from ddpm.classifier import Classifier
 from ddpm.codec import Pictures
@@ -209,17 +207,6 @@ def sheet(store: Store, prompts: Pictures, made: dict[float, Pictures]) -> Any:
     shown = [prompts[:_SHOWN], *(pictures[:_SHOWN] for pictures in made.values())]
     picture = np.concatenate([np.array(each) for each in shown])
     return render_grid(picture, len(shown[0]), levels=store.levels, value_range=store.value_range)
-
-
-def machine() -> dict[str, Any]:
-    """Return what measured."""
-    return {
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import signal
 import subprocess
@@ -25,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from turns import machine
 
 from ddpm.config import from_tree
 from ddpm.data import Store, open_store, render_grid, save_png
@@ -72,13 +70,7 @@ def main() -> None:
         "distance": found_again(store),
         "prompts": seen_prompts(store),
         "retrieval": {f"{scale:g}": retrieval(model, store, scale, arguments.steps) for scale in arguments.scales},
-        "machine": {
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        },
+        "machine": machine(),
     }
     print(json.dumps(result, indent=2))
     if arguments.grid:

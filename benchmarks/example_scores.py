@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from turns import machine
 
 from ddpm.config import DataConfig
 from ddpm.data import open_store
@@ -76,17 +75,6 @@ def score(example: ModuleType, model: torch.nn.Module, sampler: str, seed: int) 
     x_0 = getattr(example, sampler)(model, torch.randn(SAMPLES[sampler], 1, 8, 8))
     pictures = np.rint((x_0.permute(0, 2, 3, 1).numpy() + 1) * 8).clip(0, 16).astype(np.uint8)
     return {"seed": seed, **pixel_scores(pictures, open_store("digits", DataConfig())).as_tree()}
-
-
-def machine() -> dict[str, Any]:
-    """Return what the seconds depend on."""
-    return {
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +104,11 @@ class Plan:
 
     def batches(self, num_timesteps: int, part: slice = WHOLE) -> BatchSource:
         """Return where the batches come from, or a part of each, for so many timesteps."""
+        kind: Callable[..., BatchSource] = BatchSource
         if self.shards is not None:
-            return StreamedBatches(
-                pictures=self.store.pictures,
-                rows=self.rows,
-                codec=self.codec,
-                batch_size=self.config.training.batch_size,
-                num_timesteps=num_timesteps,
-                seed=self.config.seed,
-                flip=self.config.data.flip,
-                conditions=self.conditions,
-                part=part,
-                opener=Opener(self.shards, self.config.seed, self.conditions, self.config.conditions),
-            )
-        return BatchSource(
+            opener = Opener(self.shards, self.config.seed, self.conditions, self.config.conditions)
+            kind = partial(StreamedBatches, opener=opener)
+        return kind(
             pictures=self.store.pictures,
             rows=self.rows,
             codec=self.codec,
