@@ -1,14 +1,14 @@
 """How good a model is after so much training: ours beside denoising-diffusion-pytorch, from the same processor time.
 
-Each program trains a network on MNIST, in one process, for a budget of processor time, so that a machine that is shared
-strikes all alike: ten minutes of two cores are 20. At a quarter, a half and the whole of it the averaged weights make
-samples, all with the same sampler (UniPC, 20 evaluations), whose time does not count. They are scored by the Fréchet
-distance of a classifier's features to the training split; the floor is what as many held-out pictures reach.
+Each program trains a network, in one process, for a budget of processor time, so that a machine that is shared strikes
+all alike: ten minutes of two cores are 20. At a quarter, a half and the whole of it the averaged weights make samples,
+all with the same sampler (UniPC, 20 evaluations), whose time does not count. They are scored by the Fréchet distance of
+a classifier's features to the training split; the floor is what as many held-out pictures reach.
 
 "lucidrains, default" is that program's README: U-Net of 64 channels and multipliers 1, 2, 4, 8, its Trainer's batch of
 16, learning rate 1e-4, average and random flips, in float32. "lucidrains, best" is the same U-Net in bfloat16 and
-channels_last with the fused optimizer, the batch and learning rate of our preset, and no flips. Pictures are padded to
-32x32 for it, which it needs, and its samples cut to 28x28.
+channels_last with the fused optimizer, flips only where our preset has them, and `--batch` and `--rate`. Pictures are
+padded to a side that 8 divides, which it needs, and its samples cut again.
 
 python benchmarks/time_to_quality.py DATA CLASSIFIER --program ours --set training.steps=2500 --json FILE
 python benchmarks/time_to_quality.py DATA CLASSIFIER --program "lucidrains, best" --json FILE --plot FILE.png
@@ -38,7 +38,7 @@ from tqdm import tqdm
 from turns import machine
 
 from ddpm.config import parse_assignments
-from ddpm.data import Store, render_grid, save_png
+from ddpm.data import render_grid, save_png
 from ddpm.diffusion.denoiser import clipped, network_denoiser
 from ddpm.diffusion.noise import NoiseSource
 from ddpm.diffusion.samplers import SAMPLERS, spaced_timesteps
@@ -56,7 +56,7 @@ from ddpm.training.session import Session
 Pictures = NDArray[np.uint8]
 Sample = Callable[[int], Pictures]
 STEPS = 20
-PADDING = 2
+DOWNSAMPLING = 8
 GOALS = {
     "ours to lucidrains, default": "at most 0.1",
     "ours to lucidrains, best": "at most 0.5",
@@ -71,8 +71,10 @@ def main() -> None:
     parser.add_argument("classifier", type=Path, help="of 'ddpm train-classifier', whose features are compared")
     parser.add_argument("--program", default="ours", help="ours, 'lucidrains, default' or 'lucidrains, best'")
     parser.add_argument("--name", help="of the curve; default: the program's")
-    parser.add_argument("--preset", default="mnist")
+    parser.add_argument("--preset", help="of ours; default: the data's")
     parser.add_argument("--set", action="append", default=[], help="passed on to our training")
+    parser.add_argument("--batch", type=int, default=128, help="of 'lucidrains, best'")
+    parser.add_argument("--rate", type=float, default=1e-3, help="its learning rate")
     parser.add_argument("--minutes", type=float, default=20.0, help="of the processor")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of it, that are scored")
     parser.add_argument("-n", type=int, default=1000, help="samples a score")
@@ -85,16 +87,23 @@ def main() -> None:
             arguments.data, parse_assignments(arguments.set), preset=arguments.preset, out=Path(folder) / "run"
         )
         score = FrechetScore(plan.store, arguments.n, load_extractor(str(arguments.classifier)))
-        run = ours(plan) if arguments.program == "ours" else theirs(plan.store, arguments.program)
+        run = ours(plan) if arguments.program == "ours" else theirs(plan, arguments)
         points = curve(run, score, [60 * arguments.minutes * share for share in arguments.shares], arguments)
     result = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {"curves": {}}
-    result["curves"][arguments.name or arguments.program] = {"settings": arguments.set, "points": points}
+    result["curves"][arguments.name or arguments.program] = {"settings": settings(arguments), "points": points}
     result |= {"goals": GOALS, "samples": arguments.n, "floor": score.floor, "machine": machine()}
     print(json.dumps(points, indent=2))
     if arguments.json:
         write_text(arguments.json, json.dumps(result, indent=2) + "\n")
     if arguments.plot:
         plot(result, arguments.plot)
+
+
+def settings(arguments: argparse.Namespace) -> list[str]:
+    """Return what a program was told beyond its defaults."""
+    if arguments.program == "lucidrains, best":
+        return [f"batch={arguments.batch}", f"rate={arguments.rate:g}"]
+    return list(arguments.set)
 
 
 def curve(
@@ -133,14 +142,12 @@ def ours(plan: Plan) -> Iterator[tuple[int, bool, Sample]]:
         with session.engine.autocast():
             return session.model().sample(n, sampler="unipc", steps=STEPS)
 
-    steps = plan.config.training.steps
-    for report in train_steps(
-        session.state, prefetched(session.batches().batch, 0, steps), session.objective, plan.config.training
-    ):
+    steps, batch = plan.config.training.steps, plan.batches(len(session.objective.schedule)).batch
+    for report in train_steps(session.state, prefetched(batch, 0, steps), session.objective, plan.config.training):
         yield report.step, report.step == steps, sample
 
 
-def theirs(store: Store, program: str) -> Iterator[tuple[int, bool, Sample]]:
+def theirs(plan: Plan, arguments: argparse.Namespace) -> Iterator[tuple[int, bool, Sample]]:
     """Train as the Trainer of denoising-diffusion-pytorch does, which itself needs packages that are not here."""
     # Only its Trainer uses these.
     for missing in ("torchvision", "accelerate", "pytorch_fid"):
@@ -150,18 +157,22 @@ def theirs(store: Store, program: str) -> Iterator[tuple[int, bool, Sample]]:
     from denoising_diffusion_pytorch.denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from ema_pytorch import EMA
 
-    best = program == "lucidrains, best"
+    store, best = plan.store, arguments.program == "lucidrains, best"
     torch.manual_seed(0)
-    diffusion = GaussianDiffusion(Unet(dim=64, dim_mults=(1, 2, 4, 8), channels=1), image_size=32)
+    height, width, channels = store.pictures.shape[1:]
+    padding = -height % DOWNSAMPLING // 2, -width % DOWNSAMPLING // 2
+    padded_size = height + 2 * padding[0], width + 2 * padding[1]
+    diffusion = GaussianDiffusion(Unet(dim=64, dim_mults=(1, 2, 4, 8), channels=channels), image_size=padded_size)
     if best:
         diffusion.to(memory_format=torch.channels_last)
-    size, rate = (128, 1e-3) if best else (16, 1e-4)
+    size, rate = (arguments.batch, arguments.rate) if best else (16, 1e-4)
+    flips = plan.config.data.flip or not best
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=rate, betas=(0.9, 0.99), fused=best or None)
     average = EMA(diffusion, beta=0.995, update_every=10)
     source = np.random.default_rng(0)
     for step in range(1, 10**9):
-        mirrored = np.zeros(size, bool) if best else source.random(size) < 0.5
-        x_0 = padded(store.pictures[source.choice(store.train, size)], mirrored)
+        mirrored = (source.random(size) < 0.5) & flips
+        x_0 = padded(store.pictures[source.choice(store.train, size)], mirrored, padding)
         with autocast(best):
             loss = diffusion(x_0.contiguous(memory_format=torch.channels_last) if best else x_0)
         loss.backward()
@@ -169,28 +180,30 @@ def theirs(store: Store, program: str) -> Iterator[tuple[int, bool, Sample]]:
         optimizer.step()
         optimizer.zero_grad()
         average.update()
-        yield step, False, lambda n: sampled(average.ema_model, n, best)
+        yield step, False, lambda n: sampled(average.ema_model, n, (channels, *padded_size), padding, best)
 
 
-def padded(pictures: Pictures, mirrored: NDArray[np.bool_]) -> Tensor:
-    """Return pictures [B, 28, 28, 1] as [B, 1, 32, 32] in [0, 1], some mirrored."""
+def padded(pictures: Pictures, mirrored: NDArray[np.bool_], padding: tuple[int, int]) -> Tensor:
+    """Return pictures [B, H, W, C] as [B, C, H', W'] in [0, 1], some mirrored, with so much around them."""
     x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
     x = torch.where(torch.from_numpy(mirrored)[:, None, None, None], x.flip(3), x)
-    return functional.pad(x, (PADDING,) * 4)
+    (top, left) = padding
+    return functional.pad(x, (left, left, top, top))
 
 
-def sampled(diffusion: Any, n: int, best: bool) -> Pictures:
+def sampled(diffusion: Any, n: int, shape: tuple[int, int, int], padding: tuple[int, int], best: bool) -> Pictures:
     """Return samples of their averaged network by our sampler: the same numbers of evaluations for all."""
     schedule = NoiseSchedule(diffusion.betas.double())
     network = diffusion.model.eval()
     denoiser = clipped(network_denoiser(network, schedule, "v"), schedule)
     parts = []
     for start in range(0, n, 100):
-        noise = NoiseSource(0, range(start, min(start + 100, n)), (1, 32, 32))
+        noise = NoiseSource(0, range(start, min(start + 100, n)), shape)
         times = spaced_timesteps(STEPS, schedule, SAMPLERS["unipc"].spacing)
         with torch.inference_mode(), autocast(best):
             *_, last = SAMPLERS["unipc"].run(denoiser, schedule, noise.normal(0, "x_T"), noise, timesteps=times)
-        cut = last.x[:, :, PADDING:-PADDING, PADDING:-PADDING]
+        (top, left), (height, width) = padding, shape[1:]
+        cut = last.x[:, :, top : height - top, left : width - left]
         parts.append(((cut + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
@@ -211,7 +224,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.axhline(result["floor"], color=palette.faint, label="held-out pictures")
     axes.set(xscale="log", yscale="log", xlabel="minutes of the processor", ylabel="Fréchet distance")
     axes.minorticks_off()
-    axes.set_xticks([5, 10, 20], ["5", "10", "20"])
+    at = sorted({round(point["minutes"]) for each in result["curves"].values() for point in each["points"]})
+    axes.set_xticks(at, map(str, at))
     axes.set_yticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
     axes.legend(frameon=False)
     save_figure(finished(figure, palette), path, "png")
