@@ -50,7 +50,7 @@ from ddpm.sampling.frechet_score import FrechetScore
 from ddpm.training.batches import prefetched
 from ddpm.training.loop import train_steps
 from ddpm.training.plan import Plan, make_plan
-from ddpm.training.run_folder import RunFolder
+from ddpm.training.run_folder import NoMetrics, RunFolder
 from ddpm.training.session import Session
 
 Pictures = NDArray[np.uint8]
@@ -78,16 +78,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of the processor")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of it, that are scored")
     parser.add_argument("-n", type=int, default=1000, help="samples a score")
+    parser.add_argument("--out", type=Path, help="keep our run there, as `ddpm train` does; its writing counts")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--grid", type=Path, help="of the last samples")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(
-            arguments.data, parse_assignments(arguments.set), preset=arguments.preset, out=Path(folder) / "run"
-        )
+        out = arguments.out or Path(folder) / "run"
+        plan = make_plan(arguments.data, parse_assignments(arguments.set), preset=arguments.preset, out=out)
         score = FrechetScore(plan.store, arguments.n, load_extractor(str(arguments.classifier)))
-        run = ours(plan) if arguments.program == "ours" else theirs(plan, arguments)
+        run = ours(plan, files=arguments.out is not None) if arguments.program == "ours" else theirs(plan, arguments)
         points = curve(run, score, [60 * arguments.minutes * share for share in arguments.shares], arguments)
     result = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {"curves": {}}
     result["curves"][arguments.name or arguments.program] = {"settings": settings(arguments), "points": points}
@@ -134,9 +134,10 @@ def curve(
     return points
 
 
-def ours(plan: Plan) -> Iterator[tuple[int, bool, Sample]]:
-    """Train as `ddpm train` does, without its files."""
-    session = Session.open(plan, RunFolder(plan.out, plan.result))
+def ours(plan: Plan, *, files: bool) -> Iterator[tuple[int, bool, Sample]]:
+    """Train as `ddpm train` does, with or without its files."""
+    folder = RunFolder(plan.out, plan.result)
+    session = Session.open(plan, folder)
 
     def sample(n: int) -> Pictures:
         with session.engine.autocast():
@@ -144,7 +145,12 @@ def ours(plan: Plan) -> Iterator[tuple[int, bool, Sample]]:
 
     steps, batch = plan.config.training.steps, plan.batches(len(session.objective.schedule)).batch
     for report in train_steps(session.state, prefetched(batch, 0, steps), session.objective, plan.config.training):
-        yield report.step, report.step == steps, sample
+        ended = report.step == steps
+        if files and (ended or report.step % plan.config.training.checkpoint_every == 0):
+            with folder.claimed():
+                for _ in session.save(NoMetrics()):
+                    pass
+        yield report.step, ended, sample
 
 
 def theirs(plan: Plan, arguments: argparse.Namespace) -> Iterator[tuple[int, bool, Sample]]:

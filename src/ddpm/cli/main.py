@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(words: Sequence[str]) -> None:
     import tyro
 
+    from ddpm.cli.average import average
     from ddpm.cli.compare import compare_samplers
     from ddpm.cli.distill import distill
     from ddpm.cli.evaluate import evaluate
@@ -59,6 +60,7 @@ def _run(words: Sequence[str]) -> None:
             "figure": figure,
             "distill": distill,
             "merge": merge,
+            "average": average,
             "compare-samplers": compare_samplers,
             "train-classifier": train_classifier,
             "train-adapter": train_adapter,

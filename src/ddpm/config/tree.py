@@ -194,6 +194,11 @@ class TrainingConfig(Section):
     milestones: int = Field(
         4, ge=0, description="models kept on the way, equally spaced; 0: only the last and the best"
     )
+    snapshots: int = Field(
+        0,
+        ge=0,
+        description="times that two averages of the weights are kept, from which 'ddpm average' makes one of any width",
+    )
     disk_limit_gib: float | None = Field(
         None, gt=0.0, description="most the run folder may take; milestones give way, oldest first"
     )
@@ -255,6 +260,11 @@ class Config(Section):
                 "last timestep of training"
             )
         self._check_guidance()
+        if self.training.snapshots and (self.lora.rank or self.image_adapter is not None):
+            raise ValueError(
+                f"training.snapshots is {self.training.snapshots}, but an adapter is trained, of which no averages are "
+                "kept; leave it out"
+            )
         if self.lora.rank and self.fine_tuning is None:
             raise ValueError(f"lora.rank is {self.lora.rank}, but there is no base to update; add --init MODEL")
         return self

@@ -61,7 +61,7 @@ def plan_comparison(
         each.sampling_batches(count, seed=seed)
     engine.place(model.network)
     extractor = load_extractor(features, device=engine.device)
-    store = _open_data(source, model, data, progress)
+    store = open_data(source, model, data, progress)
     conditions = {
         "model": file_sha256(source),
         "data": store.fingerprint,
@@ -105,7 +105,13 @@ def parse_steps(text: str) -> list[int]:
     return list(dict.fromkeys(int(part) for part in parts))
 
 
-def _open_data(file: Path, model: Model, data: str | None, progress: ProgressFactory) -> Store:
+def open_data(file: Path, model: Model, data: str | None, progress: ProgressFactory) -> Store:
+    """Return the pictures that a model was trained on, or others of their kind, read as those were.
+
+    Raises:
+        ModelFileError: for a model that does not say what it was trained on.
+        DataError: for data of another kind.
+    """
     provenance = model.provenance
     if "config" not in provenance or (data is None and "data" not in provenance):
         raise ModelFileError(f"'{file}' does not say what it was trained on; expected a model that 'ddpm train' wrote")

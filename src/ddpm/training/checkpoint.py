@@ -145,7 +145,7 @@ def _count_from(state: TrainState, counters: dict[str, Any]) -> None:
 def _tensors_of(state: TrainState) -> dict[str, Tensor]:
     frozen = {name for name, parameter in state.network.named_parameters() if not parameter.requires_grad}
     tensors: dict[str, Tensor] = {}
-    for part, network in (("network", state.network), ("ema", state.ema.network)):
+    for part, network in (("network", state.network), *((name, average.network) for name, average in state.averages)):
         moving = {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
         tensors |= {f"{part}.{name}": tensor for name, tensor in moving.items()}
     for name, parameter in state.network.named_parameters():

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from ddpm.config import TrainingConfig
 from ddpm.errors import TrainingError
 from ddpm.memory import free_memory, give_back, is_shortage
+from ddpm.model.averaging import KEPT_WIDTHS
 from ddpm.processes import ALONE, Group
 from ddpm.terminal import in_bytes
 from ddpm.training.batches import Batch
@@ -33,7 +34,7 @@ class MemoryForecast:
 
     Attributes:
         weights: of the network.
-        average: of the moving average of the weights.
+        average: of the moving averages of the weights.
         gradients: of the weights that are trained.
         optimizer: of its moments.
         step: what a pass takes whatever the micro-batch: weights cast for it, a gradient before it is added.
@@ -131,7 +132,7 @@ def foresee(
     weights, trained = sum(size for size, _ in sizes) // pieces, sum(size for size, moves in sizes if moves) // pieces
     forecast = MemoryForecast(
         weights=weights,
-        average=weights,
+        average=weights * (1 + (len(KEPT_WIDTHS) if training.snapshots else 0)),
         gradients=trained,
         optimizer=_MOMENTS * trained,
         step=max(one - picture, 0),

@@ -23,7 +23,7 @@ from ddpm.memory import give_back, is_shortage
 from ddpm.processes import ALONE, Group
 from ddpm.processes.replicas import Replicas
 from ddpm.training.batches import Batch
-from ddpm.training.ema import Ema
+from ddpm.training.ema import Average, Ema, PowerAverage
 from ddpm.training.importance import LossHistory
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -44,6 +44,7 @@ class TrainState:
         micro_batch_size: pictures in memory at once; halved when memory runs out.
         history: the losses by which times are drawn; none: times are uniform.
         scaler: of losses, in float16; else none.
+        kept: averages of fixed widths, from which others are made after the training.
     """
 
     network: nn.Module
@@ -55,6 +56,13 @@ class TrainState:
     skipped_in_a_row: int = 0
     history: LossHistory | None = None
     scaler: torch.amp.GradScaler | None = None
+    kept: tuple[PowerAverage, ...] = ()
+
+    @property
+    def averages(self) -> Iterator[tuple[str, Average]]:
+        """Every average, by the name it has in a checkpoint."""
+        yield "ema", self.ema
+        yield from ((f"average {each.width:g}", each) for each in self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +220,8 @@ def train_steps(
         state.step += 1
         if finite:
             state.optimizer.step()
-            state.ema.update(state.network, state.step - state.skipped)
+            for _, average in state.averages:
+                average.update(state.network, state.step - state.skipped)
             state.skipped_in_a_row = 0
             if state.history is not None:
                 state.history.update(seen.t, seen.total)

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 from ddpm.errors import ConfigError, RunError
 from ddpm.files import remove_parts, write_text
+from ddpm.model.averaging import FOLDER as AVERAGES
+from ddpm.model.averaging import KEPT_WIDTHS
 from ddpm.model_file import MODEL_NAME
 from ddpm.terminal import in_bytes
 from ddpm.training.checkpoint import CHECKPOINT_NAME
@@ -22,7 +24,7 @@ from ddpm.training.checkpoint import CHECKPOINT_NAME
 GIB = 2**30
 LOCK_NAME = ".lock"
 CHECKPOINT_MODELS = 4
-"""A checkpoint is as large as this many models: weights, average, and the optimizer's two moments."""
+"""A checkpoint is as large as this many models, without averages kept for later: weights, average, two moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,10 @@ class RunFolder:
         """The model kept at a step."""
         return self.milestones / f"{step:08d}.safetensors"
 
+    def average(self, step: int, width: float) -> Path:
+        """The average of a width kept at a step."""
+        return self.path / AVERAGES / f"{step:08d}-{width:g}.safetensors"
+
     def preview(self, step: int) -> Path:
         """The preview grid of a step."""
         return self.previews / f"{step:08d}.png"
@@ -134,7 +140,7 @@ class RunFolder:
                 f"the run folder '{self.path}' cannot be written ({error.strerror}); use another --out"
             ) from error
         try:
-            for folder in (self.path, self.milestones, self.previews):
+            for folder in (self.path, self.milestones, self.previews, self.path / AVERAGES):
                 remove_parts(folder)
             yield
         except BaseException:
@@ -163,19 +169,22 @@ class RunFolder:
         return limit_gib is None or self.size() + coming <= limit_gib * GIB
 
 
-def forecast_bytes(model_bytes: int, milestones: int) -> int:
-    """Return what a run takes at most: two checkpoints (weights, average, two moments; one being written), models."""
-    checkpoint = CHECKPOINT_MODELS * model_bytes
-    return 2 * checkpoint + (2 + max(0, milestones - 1)) * model_bytes
+def forecast_bytes(model_bytes: int, milestones: int, snapshots: int = 0) -> int:
+    """Return what a run takes at most: two checkpoints (one being written), models, and averages that are kept."""
+    averages = len(KEPT_WIDTHS) if snapshots else 0
+    checkpoint = (CHECKPOINT_MODELS + averages) * model_bytes
+    return 2 * checkpoint + (2 + max(0, milestones - 1) + averages * snapshots) * model_bytes
 
 
-def check_space(folder: RunFolder, model_bytes: int, milestones: int, limit_gib: float | None) -> int:
+def check_space(
+    folder: RunFolder, model_bytes: int, milestones: int, limit_gib: float | None, snapshots: int = 0
+) -> int:
     """Return the forecast in bytes.
 
     Raises:
-        RunError: if not even checkpoint and models fit into the free space or the limit.
+        RunError: if not even checkpoint, models and averages fit into the free space or the limit.
     """
-    least, most = forecast_bytes(model_bytes, 0), forecast_bytes(model_bytes, milestones)
+    least, most = (forecast_bytes(model_bytes, count, snapshots) for count in (0, milestones))
     existing = folder.path
     while not existing.exists():
         existing = existing.parent
@@ -188,7 +197,7 @@ def check_space(folder: RunFolder, model_bytes: int, milestones: int, limit_gib:
     if limit_gib is not None and least > limit_gib * GIB:
         raise RunError(
             f"training.disk_limit_gib is {limit_gib:g}, but checkpoint and models alone take {in_bytes(least)}; "
-            "raise it, or use a smaller network"
+            "raise it, or use a smaller network" + (", or fewer training.snapshots" if snapshots else "")
         )
     return most
 

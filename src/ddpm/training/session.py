@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddpm.config import from_tree, to_tree
+from ddpm.config import TrainingConfig, from_tree, to_tree
 from ddpm.data import save_png
 from ddpm.engine import Engine, choose_engine, engine_of, without_kernels
 from ddpm.errors import ConfigError, DataError, RunError, SamplingError, TrainingError
 from ddpm.model import Model
+from ddpm.model.averaging import KEPT_WIDTHS, with_width
 from ddpm.networks.kernels import keep_no_weights
 from ddpm.processes import ALONE, Group
 from ddpm.processes.sharding import local, shard, whole_weights
 from ddpm.terminal import in_time
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint, save_shards
-from ddpm.training.ema import Ema
+from ddpm.training.ema import Ema, PowerAverage
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Event, Notice, Previewed, Saved, Scored
 from ddpm.training.forecast import MemoryForecast, foresee, seconds_a_step
@@ -184,7 +185,8 @@ class Session:
     def forecast_bytes(self) -> int:
         """Return what the folder will take; refuse if there is no space for it."""
         training = self.plan.config.training
-        return check_space(self.folder, self._model_bytes(), training.milestones, training.disk_limit_gib)
+        size, limit = self._model_bytes(), training.disk_limit_gib
+        return check_space(self.folder, size, training.milestones, limit, training.snapshots)
 
     def evaluate(self, metrics: Metrics) -> Evaluated:
         """Measure the held-out loss of the averaged weights; keep the model if it is the best by that."""
@@ -235,19 +237,28 @@ class Session:
         metrics.sync()
         model, size = self._whole_model(), self._model_bytes()
         due = _milestone_due(step, training.steps, training.milestones, training.checkpoint_every)
-        coming = (CHECKPOINT_MODELS + due) * size
+        keeps = self.state.kept if _kept_at(step, training) else ()
+        coming = (CHECKPOINT_MODELS + due + len(self.state.kept) + len(keeps)) * size
         removed = self._written(lambda: self.folder.make_room(training.disk_limit_gib, coming))
         if removed:
             yield Notice(f"removed {len(removed)} milestone(s) to stay within {training.disk_limit_gib:g} GiB")
         self._written(lambda: self.plan.write(model, self.folder.model))
         if due and self._written(lambda: self.folder.has_room(training.disk_limit_gib, coming)):
             self._written(lambda: self.plan.write(model, self.folder.milestone(step)))
+        for average in keeps:
+            self._keep(model, average)
         if self.sharded:
             save_shards(self.folder.checkpoint, self.state, self._notes(), self.group)
         else:
             save_checkpoint(self.folder.checkpoint, self.state, self._notes())
         self.saved_step = step
         yield Saved(step, self.folder.path)
+
+    def _keep(self, model: Model, average: PowerAverage) -> None:
+        provenance = with_width(model.provenance, average.width)
+        kept = replace(model, network=average.network, provenance=provenance)
+        file = self.folder.average(self.state.step, average.width)
+        self._written(lambda: self.plan.write(kept, file))
 
     def preview(self) -> Previewed | Notice:
         """Write a grid from the fixed noise, beside what the plan wants there, or early in a run beside raw weights."""
@@ -370,6 +381,7 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine, group: Group) -> Sessi
         micro_batch_size=memory.micro_batch_size,
         history=LossHistory.empty(num_timesteps) if config.objective.timesteps == "importance" else None,
         scaler=engine.scaler(),
+        kept=tuple(PowerAverage(network, width) for width in KEPT_WIDTHS) if training.snapshots else (),
     )
     return Session(
         plan=plan,
@@ -405,6 +417,14 @@ def _compare(plan: Plan, notes: dict[str, Any]) -> list[str]:
 def evaluation_of(tree: dict[str, Any]) -> Evaluation:
     """Return the evaluation that its plain values describe."""
     return Evaluation(tree["step"], tree["held_out"], tree["train"], tuple(tree["by_noise"]), tree.get("parts", {}))
+
+
+def _kept_at(step: int, training: TrainingConfig) -> bool:
+    """Whether averages are kept with this checkpoint: at equal distances, and at the end."""
+    every = training.checkpoint_every
+    return training.snapshots > 0 and (
+        step == training.steps or _milestone_due(step, training.steps, training.snapshots, every)
+    )
 
 
 def _milestone_due(step: int, steps: int, milestones: int, every: int) -> bool:
