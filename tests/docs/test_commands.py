@@ -13,7 +13,18 @@ from docs_site.equations import DOCS, ROOT
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 COMMANDS = {page.relative_to(ROOT).as_posix(): found for page in PAGES if (found := commands_of(page))}
-MODULES = ("train", "sample", "evaluate", "inspect", "figure", "distill", "merge", "train_adapter", "train_classifier")
+MODULES = (
+    "train",
+    "sample",
+    "evaluate",
+    "inspect",
+    "figure",
+    "distill",
+    "merge",
+    "average",
+    "train_adapter",
+    "train_classifier",
+)
 FUNCTIONS = {**{name: name for name in MODULES}, "compare": "compare_samplers"}
 
 

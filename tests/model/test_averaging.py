@@ -11,7 +11,7 @@ from ddpm.errors import ConfigError, ModelFileError
 from ddpm.model import Model
 from ddpm.model.averaging import KEPT_WIDTHS, KeptAverages, Profile, exponent, misfit, mixing_weights, overlap
 from ddpm.training.ema import PowerAverage
-from tests.tiny_runs import train_all
+from tiny_runs import train_all
 
 
 def density(profile: Profile, tau: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_the_exponent_gives_a_profile_of_the_width(width: float) -> None:
 
 
 def test_the_exponents_are_those_of_the_paper() -> None:
-    assert [round(exponent(width), 2) for width in KEPT_WIDTHS] == [16.97, 6.94]  # Karras et al. 2024, Sec. 3.1
+    assert [round(exponent(width), 2) for width in KEPT_WIDTHS] == [16.97, 6.94]  # Karras et al. 2024b, Sec. 3.1
 
 
 @pytest.mark.parametrize("width", [0.0, 0.009, 0.26, -1.0, float("nan")])

@@ -8,7 +8,7 @@ import torch
 from ddpm.errors import ConfigError, RunError
 from ddpm.training.ema import power_decay
 from ddpm.training.run_folder import RunFolder, check_space, forecast_bytes
-from tests.tiny_runs import tensors, tiny_plan, train_all
+from tiny_runs import tensors, tiny_plan, train_all
 
 
 def test_the_first_step_replaces_what_was_there() -> None:

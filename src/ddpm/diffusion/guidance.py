@@ -94,7 +94,7 @@ def classifier_free(
 
 
 def autoguided(denoiser: Denoiser, worse: Denoiser, guidance: Guidance, schedule: NoiseSchedule) -> Denoiser:
-    """Return autoguidance (Karras et al. 2024, Eq. 3): away from a worse model with the same condition.
+    """Return autoguidance (Karras et al. 2024a, Eq. 3): away from a worse model with the same condition.
 
     The worse model, smaller or less trained, makes the same errors more strongly; what it shares with the good one,
     the class and its variety, stays.

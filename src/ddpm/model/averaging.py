@@ -1,4 +1,4 @@
-"""Averages of a run's weights over any width, made after the training (Karras et al. 2024, arXiv 2312.02696, Sec. 3).
+"""Averages of a run's weights over any width, made after the training (Karras et al. 2024b, Sec. 3).
 
 A power-function average weighs the weights of step tau among t by tau^gamma: its width, the standard deviation of that
 profile relative to t, stays the same however long one trains. Averages of two widths, kept at several steps of a run,
@@ -46,7 +46,7 @@ class Profile:
 
 
 def exponent(width: float) -> float:
-    """Return the gamma of a width: the root of width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (Eq. 126).
+    """Return the gamma of a width: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
 
     Raises:
         ConfigError: if it is not from `LEAST_WIDTH` to `MOST_WIDTH`.
@@ -61,7 +61,7 @@ def exponent(width: float) -> float:
 
 
 def overlap(one: Profile, other: Profile) -> float:
-    """Return the integral of the product of two profiles (Eq. 157), exactly."""
+    """Return the integral of the product of two profiles, in closed form."""
     first, last = sorted((one, other), key=lambda profile: profile.step)
     a, b = exponent(first.width), exponent(last.width)
     return (a + 1) * (b + 1) * math.pow(first.step / last.step, b) / ((a + b + 1) * last.step)

@@ -108,7 +108,7 @@ class ClassifierGuide(Guide):
 
 @dataclass(frozen=True, eq=False)
 class WorseModel(Guide):
-    """Autoguidance (Karras et al. 2024): away from a smaller or earlier model.
+    """Autoguidance (Karras et al. 2024a): away from a smaller or earlier model.
 
     Attributes:
         worse: that model.

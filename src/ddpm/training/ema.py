@@ -21,7 +21,7 @@ def ema_decay(step: int, longest: float) -> float:
 
 
 def power_decay(step: int, width: float) -> float:
-    """Return the decay after step `step` (from 1) of a power-function average (Karras et al. 2024, Eq. 127).
+    """Return the decay after step `step` (from 1) of a power-function average (Karras et al. 2024b, Sec. 3.1).
 
     (1 - 1 / step)^(gamma + 1), which makes the weight of step tau in the average proportional to tau^gamma.
 
