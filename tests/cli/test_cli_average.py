@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_runs import train_all
 
 from ddpm.cli.main import main
 from ddpm.model import Model
 from ddpm.model.averaging import KeptAverages
+from tiny_runs import train_all
 
 Capture = pytest.CaptureFixture[str]
 
