@@ -109,10 +109,10 @@ def spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 def conditions(base: Model, store: Store, rows: NDArray[np.int64]) -> dict[str, Condition | None]:
     """Return what is asked beside the prompt: nothing, and what belongs to the picture where the base knows such."""
-    if not base.conditions.any:
-        return {"alone": None}
     config = from_tree(base.provenance["config"])
     known = conditions_of(store, base.conditions, config.conditions, config.data)
+    if known is None:
+        return {"alone": None}
     x_0 = base.codec.encode(np.array(store.pictures[rows]))
     own = known.of(rows, x_0, seed=0, pictures=range(len(rows)))
     return {"alone": None, f"with_{'_and_'.join(own.fields())}": own}
@@ -168,8 +168,8 @@ def spaces(base: Model, adapter: Path, features: Path | None) -> dict[str, Space
 def layout(base: Model, pictures: Pictures) -> NDArray[Any]:
     """Return the colours of pictures in a grid of at most 16x16, each from -1 to 1."""
     x_0 = base.codec.encode(pictures)
-    sides = [min(16, side) for side in x_0.shape[2:]]
-    colours: NDArray[Any] = functional.adaptive_avg_pool2d(x_0, sides).flatten(1).numpy()
+    height, width = x_0.shape[2:]
+    colours: NDArray[Any] = functional.adaptive_avg_pool2d(x_0, (min(16, height), min(16, width))).flatten(1).numpy()
     return colours
 
 

@@ -107,13 +107,15 @@ def layout(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the colours of pictures in a grid of 16x16, [B, 768]."""
     count, height, width, channels = pictures.shape
     squares = pictures.reshape(count, 16, height // 16, 16, width // 16, channels)
-    return squares.mean(axis=(2, 4)).reshape(count, -1) / 255
+    colours: NDArray[np.float64] = squares.mean(axis=(2, 4)).reshape(count, -1) / 255
+    return colours
 
 
 def rank(features: NDArray[np.float64], known: NDArray[np.float64], right: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many of the known rows are nearer to each row of features than the right one."""
     distances = np.stack([((known - row) ** 2).sum(axis=1) for row in features])
-    return (distances < distances[np.arange(len(right)), right][:, None]).sum(axis=1)
+    nearer: NDArray[np.int64] = (distances < distances[np.arange(len(right)), right][:, None]).sum(axis=1)
+    return nearer
 
 
 def found_again(store: Store) -> dict[str, float]:

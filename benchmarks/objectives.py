@@ -181,7 +181,7 @@ def make_row(setting: Setting, parameterization: str, objective: str, seed: int)
 def held_out_bounds(model: Model, store: Store, most: int) -> dict[str, dict[str, float]]:
     """Return the bound in bits/dim, mean and standard error over pictures, for each variance that the model allows."""
     variances: tuple[Variance, ...] = ("learned",) if model.variance == "learned" else ("fixed_large", "fixed_small")
-    bounds = {}
+    bounds: dict[str, dict[str, float]] = {}
     for variance in variances:
         total = bits_per_dim_of(model, store, n=most, variance=variance).total
         bounds[variance] = {"mean": total.value, "error": total.error}

@@ -9,7 +9,8 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from ddpm.networks import UNet
-from ddpm.networks.blocks import Attention, ResBlock
+from ddpm.networks.blocks import Attention, Downsample, ResBlock, Upsample
+from ddpm.networks.levels import Level
 
 # diffusers' defaults follow other codes than Ho's. The published google/ddpm-cifar10-32 sets, as here:
 #   flip_sin_to_cos=False   sines before cosines in the time embedding
@@ -40,7 +41,8 @@ def _copy(source: nn.Module, target: nn.Module) -> None:
     target.load_state_dict(source.state_dict())
 
 
-def _copy_attention(source: Any, target: Attention) -> None:
+def _copy_attention(source: Any, target: nn.Module) -> None:
+    assert isinstance(target, Attention)
     _copy(source.group_norm, target.norm)
     projections = (source.to_q, source.to_k, source.to_v)
     target.qkv.weight.data = torch.cat([projection.weight for projection in projections])
@@ -48,7 +50,8 @@ def _copy_attention(source: Any, target: Attention) -> None:
     _copy(source.to_out[0], target.out)
 
 
-def _copy_block(source: Any, target: ResBlock, projections: dict[int, nn.Linear]) -> None:
+def _copy_block(source: Any, target: nn.Module, projections: dict[int, nn.Linear]) -> None:
+    assert isinstance(target, ResBlock)
     for name in ("norm1", "conv1", "norm2", "conv2"):
         _copy(getattr(source, name), getattr(target, name))
     if source.conv_shortcut is not None:
@@ -63,15 +66,17 @@ def copy_unet(source: Any, target: UNet) -> None:
         *zip(source.down_blocks, target.down, strict=True),
         *zip(source.up_blocks, target.up, strict=True),
     ]:
+        assert isinstance(ours, Level)
         for a, b in zip(theirs.resnets, ours.blocks, strict=True):
             _copy_block(a, b, projections)
         for a, b in zip(getattr(theirs, "attentions", []), ours.attention, strict=True):
             _copy_attention(a, b)
-        steps = getattr(theirs, "downsamplers", None) or getattr(theirs, "upsamplers", None)
+        steps: Any = getattr(theirs, "downsamplers", None) or getattr(theirs, "upsamplers", None)
         assert (steps is None) == (ours.resample is None)
         if isinstance(ours.resample, ResBlock):
             _copy_block(steps[0], ours.resample, projections)
         elif ours.resample is not None:
+            assert isinstance(ours.resample, Downsample | Upsample)
             _copy(steps[0].conv, ours.resample.conv)
     _copy_block(source.mid_block.resnets[0], target.middle[0], projections)
     _copy_attention(source.mid_block.attentions[0], target.middle[1])

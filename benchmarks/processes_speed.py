@@ -19,10 +19,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from turns import as_tree, machine, medians, serve, take_turns
+from turns import Turn, as_tree, machine, medians, serve, take_turns
 
 from ddpm.codec import PixelCodec
 from ddpm.config import NetworkConfig, ObjectiveConfig, TrainingConfig
@@ -62,7 +63,7 @@ def main() -> None:
     report(turns, facts, arguments)
 
 
-def report(turns: dict, facts: dict, arguments: argparse.Namespace) -> None:
+def report(turns: dict[str, list[Turn]], facts: dict[str, Any], arguments: argparse.Namespace) -> None:
     ratios = {
         of: [getattr(many, of) / getattr(one, of) for one, many in zip(turns[ONE], turns[MANY], strict=True)]
         for of in ("wall", "processor")
@@ -88,8 +89,11 @@ def work(arguments: argparse.Namespace) -> None:
     peers: list[subprocess.Popen[bytes]] = []
     if arguments.rank == 0:
         words = [sys.executable, *sys.argv]
-        apart = {"stdin": subprocess.DEVNULL, "stdout": sys.stderr}  # the driver talks to the first process alone
-        peers = [subprocess.Popen([*words, f"--rank={rank}"], **apart) for rank in range(1, arguments.processes)]
+        peers = [
+            # The driver talks to the first process alone.
+            subprocess.Popen([*words, f"--rank={rank}"], stdin=subprocess.DEVNULL, stdout=sys.stderr)
+            for rank in range(1, arguments.processes)
+        ]
     place = {"RANK": arguments.rank, "LOCAL_RANK": arguments.rank}
     sizes = {"WORLD_SIZE": arguments.processes, "LOCAL_WORLD_SIZE": arguments.processes}
     where = {"MASTER_ADDR": "localhost", "MASTER_PORT": arguments.port}

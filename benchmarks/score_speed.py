@@ -109,7 +109,8 @@ def coverage_plain(
 def by_scipy(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     from scipy.spatial.distance import cdist
 
-    return cdist(first, second)
+    distances: np.ndarray = cdist(first, second)
+    return distances
 
 
 def by_torch(mode: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
