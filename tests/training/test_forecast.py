@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from conftest import MakePlan
 from ddpm.errors import TrainingError
 from ddpm.training.events import Started
-from ddpm.training.forecast import MemoryForecast, _Live, foresee
+from ddpm.training.forecast import MemoryForecast, _Live, foresee, foretell
 from ddpm.training.loop import Objective
 from ddpm.training.plan import Plan
 from ddpm.training.run import run
-from ddpm.training.session import Session, foretell
+from ddpm.training.session import Session
 
 MIB = 2**20
 FORECAST = MemoryForecast(

@@ -72,8 +72,7 @@ def _inspect_run(path: Path) -> None:
     from ddpm.model_file import ADAPTER_NAME
     from ddpm.training.checkpoint import read_notes
     from ddpm.training.run_folder import RunFolder
-    from ddpm.training.session import evaluation_of
-    from ddpm.training.status import assess
+    from ddpm.training.status import assess, evaluation_of
 
     folder = RunFolder(path)
     if folder.checkpoint.exists():

@@ -99,8 +99,8 @@ def train(
     from ddpm.terminal import bar, say
     from ddpm.training.display import show_run
     from ddpm.training.fine_tune import make_fine_tuning_plan
+    from ddpm.training.forecast import foretell
     from ddpm.training.plan import make_plan
-    from ddpm.training.session import foretell
 
     def plan_of() -> Plan:
         if init is not None:

@@ -18,9 +18,11 @@ from ddpm.errors import TrainingError
 from ddpm.memory import free_memory, give_back, is_shortage
 from ddpm.model.averaging import KEPT_WIDTHS
 from ddpm.processes import ALONE, Group
-from ddpm.terminal import in_bytes
+from ddpm.terminal import in_bytes, in_time
 from ddpm.training.batches import Batch
+from ddpm.training.evaluate import HeldOut
 from ddpm.training.loop import Objective, no_room_for_one
+from ddpm.training.plan import Plan
 
 _SHARE = 0.9  # of the free memory: other programs want some too, and libraries take workspaces that nobody counts
 _HOLES = 1.15  # on a CPU: what is freed is kept, but does not always fit what is asked for next
@@ -108,6 +110,20 @@ class MemoryForecast:
 
     def _advice(self) -> str:
         return "training.gradient_checkpointing=true takes less; so do a smaller --size and network.base_channels"
+
+
+def foretell(plan: Plan) -> list[str]:
+    """Return what a run will take, in lines, without beginning it."""
+    engine, training = plan.choose_engine(), plan.config.training
+    network, objective = plan.start(engine)
+    held_out = HeldOut.of(plan.store, plan.codec, len(objective.schedule), plan.config.seed, plan.conditions)
+    memory = foresee(network, objective, held_out.train[0], training)
+    count = sum(weight.numel() for weight in network.parameters())
+    lines = [f"network of {count / 1e6:.2f} M parameters on {engine.device} in {engine.precision}", *memory.lines()]
+    seconds = seconds_a_step(network, objective, held_out.train[0], training.batch_size)
+    if seconds is not None:
+        lines.append(f"time: about {seconds:.2g} s a step, {in_time(seconds * training.steps)} in all")
+    return lines + memory.told_of_fitting()
 
 
 def foresee(

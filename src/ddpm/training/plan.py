@@ -67,6 +67,10 @@ class Plan:
         height, width, channels = self.store.pictures.shape[1:]
         return height, width, channels
 
+    def choose_engine(self) -> Engine:
+        """Return the best of this machine for it."""
+        return choose_engine(self.config.training.device, self.config.training.precision)
+
     def start(self, engine: Engine) -> tuple[nn.Module, Objective]:
         """Return the network of the first step, in its place, and what is minimised."""
         config = self.config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -14,24 +13,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from ddpm.config import TrainingConfig, from_tree, to_tree
+from ddpm.config import TrainingConfig
 from ddpm.data import save_png
-from ddpm.engine import Engine, choose_engine, engine_of, without_kernels
-from ddpm.errors import ConfigError, DataError, RunError, SamplingError, TrainingError
+from ddpm.engine import Engine, engine_of, without_kernels
+from ddpm.errors import ConfigError, DataError, SamplingError, TrainingError
 from ddpm.model import Model
 from ddpm.model.averaging import KEPT_WIDTHS, with_width
 from ddpm.networks.kernels import keep_no_weights
 from ddpm.processes import ALONE, Group
 from ddpm.processes.sharding import local, shard, whole_weights
-from ddpm.terminal import in_time
+from ddpm.training.agreement import compare, facts
 from ddpm.training.checkpoint import load_checkpoint, read_notes, save_checkpoint, save_shards
 from ddpm.training.ema import Ema, PowerAverage
 from ddpm.training.evaluate import HeldOut
 from ddpm.training.events import Evaluated, Event, Notice, Previewed, Saved, Scored
-from ddpm.training.forecast import MemoryForecast, foresee, seconds_a_step
+from ddpm.training.forecast import MemoryForecast, foresee
 from ddpm.training.importance import LossHistory
 from ddpm.training.loop import Objective, StepReport, TrainState, make_optimizer
-from ddpm.training.plan import Plan, config_tree, difference, may_change_on_resume
+from ddpm.training.plan import Plan, config_tree
 from ddpm.training.preview import draw_preview
 from ddpm.training.run_folder import (
     CHECKPOINT_MODELS,
@@ -42,7 +41,7 @@ from ddpm.training.run_folder import (
     explained_disk_errors,
 )
 from ddpm.training.scoring import SampleScore, Scorer, is_best
-from ddpm.training.status import Evaluation, assess
+from ddpm.training.status import Evaluation, assess, evaluation_of
 from ddpm.version import __version__
 
 T = TypeVar("T")
@@ -94,10 +93,10 @@ class Session:
             RunError: if the folder holds a run on other data, or with another configuration; or if a process has other
                 data, another configuration or another version of the code than the first one.
         """
-        group.check_same(_facts(plan))
+        group.check_same(facts(plan))
         notes = group.first(lambda: read_notes(folder.checkpoint) if folder.checkpoint.exists() else None)
-        notices = _compare(plan, notes) if notes else []
-        engine, moved = engine_of(notes["engine"]) if notes else (_engine_for(plan), None)
+        notices = compare(plan, notes) if notes else []
+        engine, moved = engine_of(notes["engine"]) if notes else (plan.choose_engine(), None)
         if notes and notes.get("processes", 1) != group.size:
             engine = replace(engine, threads=torch.get_num_threads())
             notices.append(
@@ -330,34 +329,6 @@ class Session:
         }
 
 
-def _facts(plan: Plan) -> dict[str, str]:
-    """Return what must be the same in every process, by names for people."""
-    return {
-        "version of ddpm": __version__,
-        "version of torch": torch.__version__,
-        "data": f"{plan.store.source} ({plan.store.fingerprint[:12]})",
-        "configuration": json.dumps(config_tree(plan), sort_keys=True),
-    }
-
-
-def foretell(plan: Plan) -> list[str]:
-    """Return what a run will take, in lines, without beginning it."""
-    engine, training = _engine_for(plan), plan.config.training
-    network, objective = plan.start(engine)
-    held_out = HeldOut.of(plan.store, plan.codec, len(objective.schedule), plan.config.seed, plan.conditions)
-    memory = foresee(network, objective, held_out.train[0], training)
-    count = sum(weight.numel() for weight in network.parameters())
-    lines = [f"network of {count / 1e6:.2f} M parameters on {engine.device} in {engine.precision}", *memory.lines()]
-    seconds = seconds_a_step(network, objective, held_out.train[0], training.batch_size)
-    if seconds is not None:
-        lines.append(f"time: about {seconds:.2g} s a step, {in_time(seconds * training.steps)} in all")
-    return lines + memory.told_of_fitting()
-
-
-def _engine_for(plan: Plan) -> Engine:
-    return choose_engine(plan.config.training.device, plan.config.training.precision)
-
-
 def _build(plan: Plan, folder: RunFolder, engine: Engine, group: Group) -> Session:
     config, training = plan.config, plan.config.training
     network, objective = plan.start(engine)
@@ -394,29 +365,6 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine, group: Group) -> Sessi
         group=group,
         skeleton=skeleton,
     )
-
-
-def _compare(plan: Plan, notes: dict[str, Any]) -> list[str]:
-    """Refuse to go on with other data or another recipe; return what differs and does no harm."""
-    if notes["data_fingerprint"] != plan.store.fingerprint:
-        raise RunError(
-            f"'{plan.out}' was trained on other pictures ({notes['data']}): the data, or how they are read, have "
-            "changed. Use another --out to train on them as they are now"
-        )
-    before = to_tree(from_tree(notes["config"]))  # keys that came later take their defaults
-    changes = difference(before, config_tree(plan))
-    refused = [line for line in changes if not may_change_on_resume(line)]
-    if refused:
-        raise RunError(
-            f"'{plan.out}' holds a run with another configuration ({'; '.join(refused[:3])}); "
-            "use the same arguments to go on, or another --out to start anew"
-        )
-    return [f"changed on resume: {line}" for line in changes]
-
-
-def evaluation_of(tree: dict[str, Any]) -> Evaluation:
-    """Return the evaluation that its plain values describe."""
-    return Evaluation(tree["step"], tree["held_out"], tree["train"], tuple(tree["by_noise"]), tree.get("parts", {}))
 
 
 def _kept_at(step: int, training: TrainingConfig) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Verdict = Literal["starting", "improving", "plateau", "overfitting", "diverging"]
 
@@ -83,3 +83,8 @@ def _overfitting(latest: Evaluation, best: Evaluation, gap: float, risen: float)
         f"(step {best.step}); more pictures, or network.dropout, would help"
     )
     return Status("overfitting", sentence, stop=risen > _BEYOND_REPAIR)
+
+
+def evaluation_of(tree: dict[str, Any]) -> Evaluation:
+    """Return the evaluation that its plain values describe."""
+    return Evaluation(tree["step"], tree["held_out"], tree["train"], tuple(tree["by_noise"]), tree.get("parts", {}))
