@@ -173,7 +173,9 @@ def test_every_preset_is_valid_and_survives_its_tree(name: str) -> None:
 
 
 def test_presets_belong_to_data_and_unknown_ones_are_refused() -> None:
-    assert [default_preset(data) for data in ("digits", "some/mnist/", "photos")] == ["digits", "mnist", "auto"]
+    sources = ("digits", "some/mnist/", "hf:somebody/cifar10", "photos", "emoji")
+    assert [default_preset(data) for data in sources] == ["digits", "mnist", "cifar10", "auto", "auto"]
+    assert default_preset("cifar10", known=("mnist", "auto")) == "auto"  # as for classifiers, which have none for it
     with pytest.raises(ConfigError, match="unknown preset 'digit'; did you mean 'digits'"):
         preset_tree("digit", size=(8, 8), count=1)
 

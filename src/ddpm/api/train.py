@@ -11,11 +11,13 @@ from typing import Any
 from ddpm.config import merge
 from ddpm.config.conditions import conditions_tree
 from ddpm.data.progress import silent
+from ddpm.errors import ConfigError
 from ddpm.evaluation.scorer import scorer_for
 from ddpm.model import Model
 from ddpm.model_file import ADAPTER_NAME
 from ddpm.processes import joined, launch
 from ddpm.terminal import bar
+from ddpm.training.budget import within
 from ddpm.training.display import show_run
 from ddpm.training.fine_tune import make_fine_tuning_plan
 from ddpm.training.plan import Plan, make_plan
@@ -29,6 +31,7 @@ def train(
     preset: str | None = None,
     size: int | tuple[int, int] | None = None,
     steps: int | None = None,
+    minutes: float | None = None,
     batch_size: int | None = None,
     condition: str | Sequence[str] = (),
     seed: int | None = None,
@@ -43,9 +46,10 @@ def train(
 
     Args:
         data: a folder, archive, table or array file; an embedded name; or a Hub data set.
-        preset: "digits", "mnist", "emoji", "cifar10-paper" or "auto"; none: chosen by the data.
+        preset: "digits", "mnist", "emoji", "cifar10", "cifar10-paper" or "auto"; none: chosen by the data.
         size: side, or (height, width), in pixels; none: decided from the data.
         steps: optimizer steps in all; none: the preset's.
+        minutes: in place of `steps`, as many as fit into this time, measured first.
         batch_size: pictures an optimizer step; none: the preset's.
         condition: what the network is told of a picture: "label", "numbers=COLUMN,...", "text" (or
             "text=ENCODER", frozen), "picture=gray" (or low_resolution, mask, paired); one of them, or several.
@@ -73,7 +77,9 @@ def train(
         "seed": seed,
     }
     tree = merge(_given(named), overrides or {})
-    work = _Work(data, tree, preset, out, init, quiet)
+    if minutes is not None and steps is not None:
+        raise ConfigError(f"minutes={minutes:g} beside steps={steps}; the budget is one of them")
+    work = _Work(data, tree, preset, out, init, minutes, quiet)
     if processes == 1:
         plan = _train(work)
     else:
@@ -94,6 +100,7 @@ class _Work:
     preset: str | None
     out: str | Path | None
     init: str | Path | None
+    minutes: float | None
     quiet: bool
 
     def plan(self) -> Plan:
@@ -109,6 +116,8 @@ def _train(work: _Work) -> Plan:
     """Train in this process, or in this one of several."""
     with joined() as group:
         plan = group.host_by_host(work.plan)
+        if work.minutes is not None:
+            plan, _ = within(plan, work.minutes, group)
         scorer = group.only_first(lambda: scorer_for(plan, progress=silent if work.quiet else bar))
         if work.quiet:
             deque(run(plan, scorer, group), maxlen=0)

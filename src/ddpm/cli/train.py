@@ -27,10 +27,14 @@ def train(
     /,
     *,
     preset: Annotated[
-        str | None, arg(metavar="P", help="digits, mnist, emoji, cifar10-paper or auto; by default chosen by DATA")
+        str | None,
+        arg(metavar="P", help="digits, mnist, emoji, cifar10, cifar10-paper or auto; by default chosen by DATA"),
     ] = None,
     size: Annotated[str | None, arg(metavar="S|HxW", help="side in pixels, or height x width")] = None,
     steps: Annotated[int | None, arg(metavar="N", help="optimizer steps in all")] = None,
+    minutes: Annotated[
+        float | None, arg(metavar="M", help="in place of --steps: as many as fit into this time, measured first")
+    ] = None,
     batch_size: Annotated[int | None, arg(metavar="B", help="pictures an optimizer step")] = None,
     condition: Annotated[
         UseAppendAction[tuple[str, ...]],
@@ -74,6 +78,7 @@ def train(
         preset: the recipe.
         size: of the pictures.
         steps: the budget.
+        minutes: the budget in time.
         batch_size: of an optimizer step.
         condition: what the network is told.
         seed: of the run.
@@ -85,6 +90,8 @@ def train(
         processes: that share the work.
         dry_run: only show.
     """
+    if minutes is not None and steps is not None:
+        raise ConfigError(f"--minutes {minutes:g} beside --steps {steps}; the budget is one of them")
     asked = {key: value for key, value in locals().items() if key not in ("data", "processes", "dry_run")}
     tree = read_file(config) if config is not None else {}
     of_dry_run = {key: tree.pop(key) for key in ("preset", "out") if isinstance(tree.get(key), str)}
@@ -95,8 +102,9 @@ def train(
     tree = merge(tree, parse_assignments(set))
 
     from ddpm.evaluation.scorer import extractor_for, scorer_for
-    from ddpm.processes import joined, launch
+    from ddpm.processes import ALONE, Group, joined, launch
     from ddpm.terminal import bar, say
+    from ddpm.training.budget import within
     from ddpm.training.display import show_run
     from ddpm.training.fine_tune import make_fine_tuning_plan
     from ddpm.training.forecast import foretell
@@ -107,8 +115,16 @@ def train(
             return make_fine_tuning_plan(init, data, tree, preset=preset, out=out, progress=bar)
         return make_plan(data, tree, preset=preset, out=out, progress=bar)
 
+    def budgeted(plan: Plan, group: Group = ALONE) -> Plan:
+        if minutes is None:
+            return plan
+        plan, told = within(plan, minutes, group)
+        if group.is_first:
+            say(told)
+        return plan
+
     if dry_run:
-        plan = plan_of()
+        plan = budgeted(plan_of())
         extractor_for(plan)
         for line in foretell(plan):
             say(line)
@@ -118,7 +134,7 @@ def train(
         launch(train, data, processes=processes, **asked)
     else:
         with joined() as group:
-            plan = group.host_by_host(plan_of)
+            plan = budgeted(group.host_by_host(plan_of), group)
             show_run(plan, group.only_first(lambda: scorer_for(plan, progress=bar)), group)
 
 

@@ -105,7 +105,7 @@ def plan_classifier(
         ModelFileError: if `schedule_of` is a file, but no model.
         RunError: if the file exists and may not be replaced, or cannot be written.
     """
-    name = preset or default_preset(str(data))
+    name = preset or default_preset(str(data), CLASSIFIER_PRESET_NAMES)
     if name not in CLASSIFIER_PRESET_NAMES:
         classifier_preset_tree(name, size=(1, 1), count=1)  # raises, naming the nearest
     early = _validated({key: value for key, value in overrides.items() if key != "network"})
