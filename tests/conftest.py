@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 # Before torch is imported, here and in the processes that tests start: tiny networks gain nothing from threads, and
 # those of parallel tests get in each other's way, up to ten times.
@@ -81,6 +82,16 @@ def tiny_words() -> list[str]:
     return assignments(TINY)
 
 
+@pytest.fixture(scope="module")
+def few_held_out() -> Iterator[None]:
+    """Let every evaluation look at 32 pictures of each split."""
+    import ddpm.training.evaluate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ddpm.training.evaluate, "_MOST", 32)
+        yield
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> MakePlan:
     """Make a plan of the tiny run; keywords are sections, for example ``training={"steps": 4}``."""
@@ -111,3 +122,14 @@ def trained_points(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = {**TINY, "network": network, "training": {**TINY["training"], "previews": 50}}
     deque(run(make_plan("swissroll", tree, preset="auto", out=folder)), maxlen=0)
     return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail at any connection."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("this test reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
