@@ -42,6 +42,21 @@ TINY: dict[str, Any] = {
     },
 }
 
+TINY_ADAPTER: dict[str, Any] = {
+    "steps": 6,
+    "batch_size": 8,
+    "learning_rate": 0.02,
+    "checkpoint_every": 2,
+    "evaluate_every": 3,
+    "preview_every": 6,
+    "log_every": 2,
+    "previews": 1,
+    "milestones": 0,
+    "decay": "constant",
+    "ema_decay": 0.5,
+}
+"""The training section of an adapter that moves its base within six steps."""
+
 
 def tiny_plan(out: Path, **training: Any) -> Plan:
     """Return a plan on the digits; keywords are fields of the training section, or sections of their own."""

@@ -13,38 +13,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import ddpm.training.evaluate
 from ddpm.cli.main import main
 from ddpm.errors import ConfigError, DdpmError, ModelFileError
 from ddpm.model import Model
 from ddpm.model.adapter import Adapter, parse_adapter, weights_sha256
 from ddpm.training.fine_tune import FineTuningPlan, make_fine_tuning_plan
 from ddpm.training.run import run
-from tiny_runs import differing, train_all
+from tiny_runs import TINY_ADAPTER, differing, train_all
 
 Capture = pytest.CaptureFixture[str]
-TRAINING: dict[str, Any] = {
-    "steps": 6,
-    "batch_size": 8,
-    "learning_rate": 0.02,
-    "checkpoint_every": 2,
-    "evaluate_every": 3,
-    "preview_every": 6,
-    "log_every": 2,
-    "previews": 1,
-    "milestones": 0,
-    "decay": "constant",
-    "ema_decay": 0.5,
-}
-
-
-@pytest.fixture(autouse=True)
-def _cheap_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ddpm.training.evaluate, "_MOST", 32)
+pytestmark = pytest.mark.usefixtures("few_held_out")
 
 
 def lora_plan(base: Path, out: Path, *, rank: int = 2, seed: int = 0, **training: Any) -> FineTuningPlan:
-    tree = {"training": {**TRAINING, **training}, "lora": {"rank": rank}, "seed": seed}
+    tree = {"training": {**TINY_ADAPTER, **training}, "lora": {"rank": rank}, "seed": seed}
     return make_fine_tuning_plan(base, "digits", tree, out=out)
 
 
@@ -59,9 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run; read it, do not write to it."""
     folder = tmp_path_factory.mktemp("adapter") / "tuned"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ddpm.training.evaluate, "_MOST", 32)
-        list(run(lora_plan(base, folder)))
+    list(run(lora_plan(base, folder)))
     return folder
 
 

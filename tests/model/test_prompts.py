@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import ddpm.training.evaluate
 from ddpm.cli.main import main
 from ddpm.conditions import Condition
 from ddpm.conditions.asked import ask
@@ -25,28 +24,12 @@ from ddpm.model.adapter import Adapter
 from ddpm.model.prompts import kept_prompts, load_prompt_encoder, read_prompt
 from ddpm.training.image_adapter import ImageAdapterPlan, make_image_adapter_plan
 from ddpm.training.run import run
-from tiny_runs import differing, train_all
+from tiny_runs import TINY_ADAPTER, differing, train_all
 
 Capture = pytest.CaptureFixture[str]
 NETWORK = {"channel_multipliers": [1, 2], "attention_levels": [1]}
-TRAINING: dict[str, Any] = {
-    "steps": 6,
-    "batch_size": 8,
-    "learning_rate": 0.01,
-    "checkpoint_every": 2,
-    "evaluate_every": 3,
-    "preview_every": 6,
-    "log_every": 2,
-    "previews": 2,
-    "milestones": 0,
-    "decay": "constant",
-    "ema_decay": 0.5,
-}
-
-
-@pytest.fixture(autouse=True)
-def _cheap_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ddpm.training.evaluate, "_MOST", 32)
+TRAINING: dict[str, Any] = {**TINY_ADAPTER, "learning_rate": 0.01, "previews": 2}
+pytestmark = pytest.mark.usefixtures("few_held_out")
 
 
 def image_plan(base: Path, out: Path, *, encoder: str = "base", **training: Any) -> ImageAdapterPlan:
@@ -66,9 +49,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter") / "prompted"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ddpm.training.evaluate, "_MOST", 32)
-        list(run(image_plan(base, folder)))
+    list(run(image_plan(base, folder)))
     return folder
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-import ddpm.training.evaluate
 from ddpm.config import ObjectiveConfig, merge
 from ddpm.diffusion.schedules import make_schedule
 from ddpm.engine import choose_engine
@@ -34,6 +33,7 @@ from ddpm.training.loop import StepReport
 from ddpm.training.run import run
 from tiny_runs import differing, metric_lines, only, tiny_plan, train_all
 
+pytestmark = pytest.mark.usefixtures("few_held_out")
 SHORT: dict[str, Any] = {
     "steps": 6,
     "batch_size": 8,
@@ -47,11 +47,6 @@ SHORT: dict[str, Any] = {
     "previews": 2,
     "precision": "float32",
 }
-
-
-@pytest.fixture(autouse=True)
-def _cheap_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ddpm.training.evaluate, "_MOST", 32)
 
 
 @pytest.fixture(scope="module")

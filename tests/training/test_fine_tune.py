@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 import ddpm
-import ddpm.training.evaluate
 from ddpm.cli.main import main
 from ddpm.conditions import Condition
 from ddpm.config import NetworkConfig, merge
@@ -28,6 +27,7 @@ from ddpm.training.fine_tune import FineTuningPlan, make_fine_tuning_plan
 from ddpm.training.run import run
 from tiny_runs import differing, metric_lines, train_all
 
+pytestmark = pytest.mark.usefixtures("few_held_out")
 SHORT: dict[str, Any] = {
     "steps": 6,
     "batch_size": 8,
@@ -39,11 +39,6 @@ SHORT: dict[str, Any] = {
     "milestones": 0,
     "decay": "constant",
 }
-
-
-@pytest.fixture(autouse=True)
-def _cheap_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ddpm.training.evaluate, "_MOST", 32)
 
 
 @pytest.fixture(scope="module")
