@@ -34,7 +34,7 @@ def of(program: str) -> list[tuple[str, list[str]]]:
 
 def test_they_are_found() -> None:
     assert ["ddpm", "sample", "runs/photos"] in COMMANDS["README.md"]
-    assert ["ddpm", "sample", "RUN", "--film", "strip", "--film", "gif"] in COMMANDS["docs/sampling.md"]
+    assert ["ddpm", "sample", "runs/digits", "--film", "strip", "--film", "gif"] in COMMANDS["docs/sampling.md"]
     assert ["ddpm", "train", "digits", "--out", "runs/short", "--steps", "60"] in COMMANDS["docs/resume.md"]
     assert len(of("ddpm")) > 100
 
