@@ -12,6 +12,15 @@ from ddpm.networks import UNet
 from ddpm.networks.blocks import Attention, Downsample, ResBlock, Upsample
 from ddpm.networks.levels import Level
 
+EAGER = (
+    "ours, default",
+    "ours, float32",
+    "diffusers, default",
+    "diffusers, channels_last",
+    "diffusers, bfloat16 autocast, channels_last",
+)
+"""Ways to run the two programs as they are, without compilation."""
+
 # diffusers' defaults follow other codes than Ho's. The published google/ddpm-cifar10-32 sets, as here:
 #   flip_sin_to_cos=False   sines before cosines in the time embedding
 #   freq_shift=1            frequencies end exactly at 1/10000: exponents i / (half - 1)

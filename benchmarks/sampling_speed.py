@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from peers import copy_unet, reference_network
+from peers import EAGER, copy_unet, reference_network
 from turns import as_tree, machine, medians, serve, take_turns
 
 from ddpm.codec import PixelCodec
@@ -35,13 +35,7 @@ from ddpm.sampling import forecast, make_pictures
 
 NETWORK = NetworkConfig(base_channels=128, channel_multipliers=(1, 2, 2, 2), blocks_per_level=2, attention_levels=(1,))
 GOALS = {"best to best": "at least 1.5", "best to default": "at least 5"}
-SETTINGS = (
-    "ours, default",
-    "ours, float32",
-    "diffusers, default",
-    "diffusers, channels_last",
-    "diffusers, bfloat16 autocast, channels_last",
-)
+SETTINGS = EAGER
 COMPILED = ("ours, default, compiled", "diffusers, bfloat16 autocast, channels_last, compiled")
 Sampling = Callable[[], object]
 

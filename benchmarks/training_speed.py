@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
-from peers import copy_unet, reference_network
+from peers import EAGER, copy_unet, reference_network
 from torch import Tensor, nn
 from torch.nn import functional
 from turns import as_tree, machine, medians, serve, take_turns
@@ -55,14 +55,7 @@ NETWORK = NetworkConfig(
 TRAINING = TrainingConfig(learning_rate=2e-4, weight_decay=0.0, gradient_clip=1.0)
 GOALS = {"best to best": "at least 2", "best to default": "at least 5", "share of attainable": "at least 0.6"}
 ATTAINABLE = "convolutions and products alone"
-SETTINGS = (
-    "ours, default",
-    "ours, float32",
-    "diffusers, default",
-    "diffusers, channels_last",
-    "diffusers, bfloat16 autocast, channels_last",
-    ATTAINABLE,
-)
+SETTINGS = (*EAGER, ATTAINABLE)
 LUCIDRAINS = ("lucidrains, default", "lucidrains, bfloat16 autocast, channels_last")
 Step = Callable[[], object]
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
+from ddpm.cli.options import AnyValues, ManyProcesses
 from ddpm.config import merge, parse_assignments, to_tree
 
 
@@ -39,12 +40,8 @@ def distill(
     out: Annotated[
         Path | None, arg(metavar="RUN", help="the run folder; by default RUN-N-steps. An existing one is resumed")
     ] = None,
-    set: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="any configuration value; may be repeated")
-    ] = (),
-    processes: Annotated[
-        int, arg(metavar="N", help="of this machine, one for each GPU, that share every batch; more machines: torchrun")
-    ] = 1,
+    set: AnyValues = (),
+    processes: ManyProcesses = 1,
     dry_run: Annotated[bool, arg(help="print the resolved configuration, and train nothing")] = False,
 ) -> None:
     """Distill a trained model into one that samples in few steps; the same command resumes.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ddpm.cli.options import AnyValues, ManyProcesses
 from ddpm.config import merge, parse_assignments, read_file, to_tree
 from ddpm.config.conditions import conditions_tree
 from ddpm.errors import ConfigError
@@ -59,12 +60,8 @@ def train(
     config: Annotated[
         Path | None, arg(metavar="FILE", help="a .json or .toml file of configuration values, over the preset's")
     ] = None,
-    set: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="any configuration value; may be repeated")
-    ] = (),
-    processes: Annotated[
-        int, arg(metavar="N", help="of this machine, one for each GPU, that share every batch; more machines: torchrun")
-    ] = 1,
+    set: AnyValues = (),
+    processes: ManyProcesses = 1,
     dry_run: Annotated[
         bool, arg(help="print the resolved configuration and what a run would take, and train nothing")
     ] = False,

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
+from ddpm.cli.options import AnyValues, ManyProcesses
 from ddpm.config import merge, parse_assignments, to_tree
 
 
@@ -30,12 +31,8 @@ def train_adapter(
     batch_size: Annotated[int | None, arg(metavar="B", help="pictures a step; by default the base's")] = None,
     seed: Annotated[int | None, arg(metavar="S", help="of every random number; by default the base's")] = None,
     out: Annotated[Path | None, arg(metavar="RUN", help="the run folder; an existing one is resumed")] = None,
-    set: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="any configuration value; may be repeated")
-    ] = (),
-    processes: Annotated[
-        int, arg(metavar="N", help="of this machine, one for each GPU, that share every batch; more machines: torchrun")
-    ] = 1,
+    set: AnyValues = (),
+    processes: ManyProcesses = 1,
     dry_run: Annotated[bool, arg(help="print the resolved configuration, and train nothing")] = False,
 ) -> None:
     """Train an image adapter (IP-Adapter) on top of a frozen model; the same command resumes.

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
+from ddpm.cli.options import AnyValues
 from ddpm.cli.train import parse_size
 from ddpm.config import ClassifierConfig, Tree, merge, parse_assignments
 from ddpm.words import counted
@@ -36,9 +37,7 @@ def train_classifier(
     balanced: Annotated[bool, arg(help="draw all classes equally often, however many pictures each has")] = False,
     out: Annotated[Path | None, arg(metavar="FILE", help="by default runs/NAME-classifier.safetensors")] = None,
     overwrite: Annotated[bool, arg(help="replace the file if it exists")] = False,
-    set: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help="any configuration value; may be repeated")
-    ] = (),
+    set: AnyValues = (),
 ) -> None:
     """Train a small classifier: features for `evaluate` that need no download, or guidance for `sample`.
 
