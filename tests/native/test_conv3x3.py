@@ -96,6 +96,35 @@ def test_a_picture_depends_on_neither_its_batch_nor_the_threads() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_gradients_of_weights_are_exact_over_many_tiles_and_equal_for_any_threads(
+    dtype: torch.dtype, tolerance: float, doubled: bool
+) -> None:
+    if not native.has("winograd", dtype):
+        pytest.skip("not in this dtype here")
+    side = 24 if doubled else 48  # 1728 tiles: two blocks of them in bfloat16, three in float32
+    x, dy = normal(3, 32, side, side, dtype=dtype), normal(3, 64, 48, 48, dtype=dtype)
+    weight, bias = normal(64, 32, 3, 3).requires_grad_(), normal(64).requires_grad_()
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        try:
+            made = native.conv3x3(x, weight, bias, doubled=doubled)
+            found.append(torch.autograd.grad(made, (weight, bias), dy))
+        finally:
+            torch.set_num_threads(before)
+    seen = x.double().repeat_interleave(2, 2).repeat_interleave(2, 3) if doubled else x.double()
+    exact = torch.nn.grad.conv2d_weight(seen, weight.shape, dy.double(), padding=1)
+    assert worst(found[0][0], exact) < 2 * tolerance  # a plain sum of as many float32 errs by 2.4e-6
+    assert worst(found[0][1], dy.double().sum((0, 2, 3))) < 1e-5
+    for d_weight, d_bias in found[1:]:
+        assert torch.equal(d_weight, found[0][0])
+        assert torch.equal(d_bias, found[0][1])
+
+
+@needs_kernel
 def test_nan_stays_in_its_picture() -> None:
     x = normal(2, 32, 4, 4)
     x[0, 5, 2, 2] = float("nan")

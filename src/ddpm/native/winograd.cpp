@@ -41,7 +41,8 @@ void gather(const T* x, const Shape& s, int64_t first, int64_t count, const T* z
     const int64_t step = apart<T>(count, s.in);
     for (int64_t t = 0; t < count; ++t) {
         const T* pixel[16];
-        pixels_of<T, Doubled>(x, s, Tile(s, first + t), zeros, pixel);
+        const Tile tile(s, first + t);
+        for (int i = 0; i < 16; ++i) pixel[i] = pixel_of<T, Doubled>(x, s, tile, i / 4, i % 4, zeros);
         for (int64_t c = 0; c < s.in; c += kLanes) {
             __m512 d[16], transformed[16];
             T* to = v + t * s.in + c;

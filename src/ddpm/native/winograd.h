@@ -34,16 +34,14 @@ constexpr int place(int i) {
     return Doubled ? 4 * (i / 3 == 2 ? 3 : i / 3) + (i % 3 == 2 ? 3 : i % 3) : i;
 }
 
-// The 4x4 input pixels of a tile, `in` channels each; outside of the picture, zeros.
+// Channels of the input pixel that a tile sees in a row and column of its 4x4; outside of the picture, zeros.
 template <typename T, bool Doubled>
-void pixels_of(const T* x, const Shape& s, const Tile& tile, const T* zeros, const T* pixel[16]) {
+const T* pixel_of(const T* x, const Shape& s, const Tile& tile, int i, int j, const T* zeros) {
     constexpr int shift = Doubled ? 1 : 0;
-    for (int i = 0; i < 16; ++i) {
-        const int64_t row = tile.y - 1 + i / 4, column = tile.x - 1 + i % 4;
-        const bool inside = row >= 0 && row < s.height && column >= 0 && column < s.width;
-        const int64_t line = tile.picture * (s.height >> shift) + (row >> shift);
-        pixel[i] = inside ? x + (line * (s.width >> shift) + (column >> shift)) * s.in : zeros;
-    }
+    const int64_t row = tile.y - 1 + i, column = tile.x - 1 + j;
+    if (row < 0 || row >= s.height || column < 0 || column >= s.width) return zeros;
+    const int64_t line = tile.picture * (s.height >> shift) + (row >> shift);
+    return x + (line * (s.width >> shift) + (column >> shift)) * s.in;
 }
 
 // B^T d B.

@@ -1,11 +1,13 @@
 // The gradient of 3x3 convolutions with respect to weights and bias, by the transpose of Winograd's filtering: the
 // gradient of the transformed weights is, place by place, a product of transformed inputs and transformed gradients.
 //
-// Each thread sums over blocks of tiles of its own; the sums are added in the order of the threads, so that a result
-// depends on their number alone.
+// Of a block of tiles one row of places after another, whose transformed numbers stay in the outer cache. Threads share
+// rows and output channels, not tiles: there is one set of sums, and results do not depend on the number of threads.
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <numeric>
 #include <vector>
 
 #include "winograd.h"
@@ -14,8 +16,33 @@
 
 namespace {
 
-constexpr int64_t kTiles = 384;  // in a block: long products, of operands that stay in the outer cache
-constexpr int kPart = 11;        // rows at once: kWidth = 11 + 11 + 10
+constexpr int64_t kCache = 768 << 10;  // bytes of the transformed numbers of a block, one row of places
+constexpr int kPart = 11;              // rows at once: kWidth = 11 + 11 + 10
+
+// How many places of a row, and rows, are not zero (see winograd.h).
+template <bool Doubled>
+constexpr int kSide = Doubled ? 3 : 4;
+
+// Both transforms make a row of places of two rows of pixels: the first, plus the second with a sign; -1: of zeros.
+struct Rows {
+    int first, second;
+    float sign;
+};
+constexpr Rows kInputRows[4] = {{0, 2, -1.0f}, {1, 2, 1.0f}, {2, 1, -1.0f}, {1, 3, -1.0f}};       // of B^T d B
+constexpr Rows kGradientRows[4] = {{0, -1, 1.0f}, {0, 1, 1.0f}, {0, 1, -1.0f}, {-1, 1, -1.0f}};  // of A y A^T
+
+inline void combine(const __m512 (&h)[4], __m512 to[4]) {
+    to[0] = _mm512_sub_ps(h[0], h[2]);
+    to[1] = _mm512_add_ps(h[1], h[2]);
+    to[2] = _mm512_sub_ps(h[2], h[1]);
+    to[3] = _mm512_sub_ps(h[1], h[3]);
+}
+inline void combine(const __m512 (&h)[2], __m512 to[4]) {
+    to[0] = h[0];
+    to[1] = _mm512_add_ps(h[0], h[1]);
+    to[2] = _mm512_sub_ps(h[0], h[1]);
+    to[3] = _mm512_sub_ps(_mm512_setzero_ps(), h[1]);
+}
 
 // One number of each of `kPair` tiles, side by side for one channel after another.
 inline void store_pair(float* to, const __m512* tiles) { store(to, tiles[0]); }
@@ -27,96 +54,93 @@ inline void store_pair(bfloat16* to, const __m512* tiles) {
 }
 #endif
 
-// Where channel c of tiles t, t + 1 lies in [channels / kWidth, kTiles / pair, kWidth, pair].
+// Transformed numbers of a block of tiles, [places of a row, channels / kWidth, tiles / pair, kWidth, pair]. Neighbours
+// are not a multiple of 4096 bytes apart, which would share a few lines of the cache.
 template <typename T>
-int64_t at(int64_t c, int64_t t) {
-    return (c / kWidth * kTiles + t) * kWidth + c % kWidth * kPair<T>;
-}
+struct Block {
+    int64_t channels, tiles;
+    std::unique_ptr<T[]> numbers;
+    Block(int64_t channels, int64_t tiles)
+        : channels(channels), tiles(tiles), numbers(new T[kSide<false> * place_step()]) {}
+    int64_t wide_step() const { return tiles * kWidth + 64 / int64_t(sizeof(T)); }
+    int64_t place_step() const { return channels / kWidth * wide_step(); }
+    T* at(int64_t i, int64_t c, int64_t t) const {
+        return numbers.get() + i * place_step() + c / kWidth * wide_step() + t * kWidth + c % kWidth * kPair<T>;
+    }
+};
 
-// v [places, in / kWidth, kTiles / pair, kWidth, pair], transformed inputs of `count` tiles, with zeros up to a pair.
-template <typename T, bool Doubled>
-void gather_inputs(const T* x, const Shape& s, int64_t first, int64_t count, const T* zeros, T* v) {
+// Write tiles t, t + 1 of a block, made of pixels [first or second, tile, column]; the sum of their second place is added to
+// `sums` [channels], if there are any.
+template <typename T, bool Doubled, int Columns>
+void transform_pair(const T* const (&pixels)[2][kPair<T>][Columns], float sign, int64_t t, const Block<T>& to,
+                    float* sums) {
     constexpr int pair = kPair<T>;
-    for (int64_t t = 0; t < count; t += pair) {
-        const T* pixel[pair][16];
+    const __m512 signs = _mm512_set1_ps(sign);
+    for (int64_t c = 0; c < to.channels; c += kLanes) {
+        __m512 made[pair][4];
         for (int p = 0; p < pair; ++p) {
-            std::fill(pixel[p], pixel[p] + 16, zeros);
-            if (t + p < count) pixels_of<T, Doubled>(x, s, Tile(s, first + t + p), zeros, pixel[p]);
+            __m512 h[Columns];
+            for (int j = 0; j < Columns; ++j)
+                h[j] = _mm512_fmadd_ps(signs, load(pixels[1][p][j] + c), load(pixels[0][p][j] + c));
+            combine(h, made[p]);
+            if (sums) _mm512_storeu_ps(sums + c, _mm512_add_ps(_mm512_loadu_ps(sums + c), made[p][1]));
         }
-        for (int64_t c = 0; c < s.in; c += kLanes) {
-            __m512 d[16], transformed[pair][16];
-            for (int p = 0; p < pair; ++p) {
-#pragma GCC unroll 16
-                for (int i = 0; i < 16; ++i) d[i] = load(pixel[p][i] + c);
-                transform_input(d, transformed[p]);
-            }
-#pragma GCC unroll 16
-            for (int i = 0; i < kPlaces<Doubled>; ++i) {
-                __m512 both[pair];
-                for (int p = 0; p < pair; ++p) both[p] = transformed[p][place<Doubled>(i)];
-                store_pair(v + i * kTiles * s.in + at<T>(c, t), both);
-            }
+        for (int i = 0; i < kSide<Doubled>; ++i) {
+            __m512 both[pair];
+            for (int p = 0; p < pair; ++p) both[p] = made[p][place<Doubled>(i)];
+            store_pair(to.at(i, c, t), both);
         }
     }
 }
 
-// A y A^T.
-inline void transform_gradient(const __m512 y[4], __m512 g[16]) {
-    const __m512 zero = _mm512_setzero_ps();
-    __m512 h[8];
-    for (int j = 0; j < 2; ++j) {
-        h[j] = y[j];
-        h[2 + j] = _mm512_add_ps(y[j], y[2 + j]);
-        h[4 + j] = _mm512_sub_ps(y[j], y[2 + j]);
-        h[6 + j] = _mm512_sub_ps(zero, y[2 + j]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        g[4 * i] = h[2 * i];
-        g[4 * i + 1] = _mm512_add_ps(h[2 * i], h[2 * i + 1]);
-        g[4 * i + 2] = _mm512_sub_ps(h[2 * i], h[2 * i + 1]);
-        g[4 * i + 3] = _mm512_sub_ps(zero, h[2 * i + 1]);
-    }
-}
-
-// The same of the gradients of the outputs; adds their sums over the tiles to `d_bias` [out].
 template <typename T, bool Doubled>
-void gather_gradients(const T* dy, const Shape& s, int64_t first, int64_t count, const T* zeros, T* g, float* d_bias) {
-    constexpr int pair = kPair<T>;
-    for (int64_t t = 0; t < count; t += pair) {
-        const T* pixel[pair][4];
-        for (int p = 0; p < pair; ++p) {
+void gather_inputs(const T* x, const Shape& s, int64_t first, int64_t count, int row, const T* zeros,
+                   const Block<T>& v) {
+    const Rows& rows = kInputRows[row];
+    for (int64_t t = 0; t < count; t += kPair<T>) {
+        const T* pixels[2][kPair<T>][4];
+        for (int p = 0; p < kPair<T>; ++p) {
+            const Tile tile(s, std::min(first + t + p, s.tiles() - 1));
+            const bool there = t + p < count;
+            for (int j = 0; j < 4; ++j) {
+                pixels[0][p][j] = there ? pixel_of<T, Doubled>(x, s, tile, rows.first, j, zeros) : zeros;
+                pixels[1][p][j] = there ? pixel_of<T, Doubled>(x, s, tile, rows.second, j, zeros) : zeros;
+            }
+        }
+        transform_pair<T, Doubled, 4>(pixels, rows.sign, t, v, nullptr);
+    }
+}
+
+// `dy` and `d_bias` begin at the first of the channels of `g`.
+template <typename T, bool Doubled>
+void gather_gradients(const T* dy, const Shape& s, int64_t first, int64_t count, int row, const T* zeros,
+                      const Block<T>& g, float* d_bias) {
+    const Rows& rows = kGradientRows[row];
+    for (int64_t t = 0; t < count; t += kPair<T>) {
+        const T* pixels[2][kPair<T>][2];
+        for (int p = 0; p < kPair<T>; ++p) {
             const Tile tile(s, std::min(first + t + p, s.tiles() - 1));
             for (int i = 0; i < 4; ++i) {
-                const int64_t row = tile.y + i / 2, column = tile.x + i % 2;
-                const bool inside = t + p < count && row < s.height && column < s.width;
-                pixel[p][i] = inside ? dy + ((tile.picture * s.height + row) * s.width + column) * s.out : zeros;
+                const int which = i / 2 ? rows.second : rows.first;
+                const int64_t line = tile.y + which, column = tile.x + i % 2;
+                const bool inside = t + p < count && which >= 0 && line < s.height && column < s.width;
+                pixels[i / 2][p][i % 2] =
+                    inside ? dy + ((tile.picture * s.height + line) * s.width + column) * s.out : zeros;
             }
         }
-        for (int64_t c = 0; c < s.out; c += kLanes) {
-            __m512 y[4], transformed[pair][16], sum = _mm512_loadu_ps(d_bias + c);
-            for (int p = 0; p < pair; ++p) {
-                for (int i = 0; i < 4; ++i) y[i] = load(pixel[p][i] + c);
-                transform_gradient(y, transformed[p]);
-                sum = _mm512_add_ps(sum, transformed[p][5]);
-            }
-            _mm512_storeu_ps(d_bias + c, sum);
-#pragma GCC unroll 16
-            for (int i = 0; i < kPlaces<Doubled>; ++i) {
-                __m512 both[pair];
-                for (int p = 0; p < pair; ++p) both[p] = transformed[p][place<Doubled>(i)];
-                store_pair(g + i * kTiles * s.out + at<T>(c, t), both);
-            }
-        }
+        transform_pair<T, Doubled, 2>(pixels, rows.sign, t, g, row == 1 ? d_bias : nullptr);
     }
 }
 
-// sum [Rows, kWidth] += g^T v over `count` tiles; g and v [tiles / pair, kWidth, pair], of g the first Rows columns.
+// sum [Rows, kWidth] = g^T v over `count` tiles, and what it was if there was any; g and v [tiles / pair, kWidth, pair], of
+// g the first Rows columns.
 template <typename T, int Rows>
-void add_product(const T* g, const T* v, int64_t count, float* sum, int64_t step) {
+void add_product(const T* g, const T* v, int64_t count, float* sum, bool any) {
     __m512 part[Rows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
-        for (int n = 0; n < kVectors; ++n) part[r][n] = _mm512_loadu_ps(sum + r * step + n * kLanes);
+        for (int n = 0; n < kVectors; ++n)
+            part[r][n] = any ? _mm512_loadu_ps(sum + r * kWidth + n * kLanes) : _mm512_setzero_ps();
     for (int64_t t = 0; t < count; t += kPair<T>) {
         const T *rows = g + t * kWidth, *columns = v + t * kWidth;
 #pragma GCC unroll 16
@@ -127,40 +151,60 @@ void add_product(const T* g, const T* v, int64_t count, float* sum, int64_t step
     }
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
-        for (int n = 0; n < kVectors; ++n) _mm512_storeu_ps(sum + r * step + n * kLanes, part[r][n]);
+        for (int n = 0; n < kVectors; ++n) _mm512_storeu_ps(sum + r * kWidth + n * kLanes, part[r][n]);
 }
 
-// sums [places, out, in], the gradient of the transformed weights, and d_bias [out] grow by what a block of tiles adds.
+// The gradient of the transformed weights, [places, out / kWidth, in / kWidth, kWidth, kWidth].
+struct Sums {
+    int64_t in, out;
+    float* numbers;
+    float* at(int64_t i, int64_t k, int64_t c) const {
+        return numbers + ((i * out + k / kWidth * kWidth) * in + c / kWidth * kWidth * kWidth + k % kWidth * kWidth +
+                          c % kWidth);
+    }
+};
+
+// Of the places the rows from `top` up to `bottom`, of the output channels those from `start` up to `stop`.
+struct Part {
+    int top, bottom;
+    int64_t start, stop;
+};
+
 template <typename T, bool Doubled>
-void add_block(const T* x, const T* dy, const Shape& s, int64_t first, int64_t count, const T* zeros, T* v, T* g,
-               float* sums, float* d_bias) {
-    gather_inputs<T, Doubled>(x, s, first, count, zeros, v);
-    gather_gradients<T, Doubled>(dy, s, first, count, zeros, g, d_bias);
-    for (int i = 0; i < kPlaces<Doubled>; ++i)
-        for (int64_t c = 0; c < s.in; c += kWidth)
-            for (int64_t k = 0; k < s.out; k += kWidth) {
-                const T *rows = g + i * kTiles * s.out + at<T>(k, 0), *columns = v + i * kTiles * s.in + at<T>(c, 0);
-                float* sum = sums + (i * s.out + k) * s.in + c;
-                add_product<T, kPart>(rows, columns, count, sum, s.in);
-                add_product<T, kPart>(rows + kPart * kPair<T>, columns, count, sum + kPart * s.in, s.in);
-                add_product<T, kWidth - 2 * kPart>(rows + 2 * kPart * kPair<T>, columns, count,
-                                                   sum + 2 * kPart * s.in, s.in);
-            }
+void add_up(const T* x, const T* dy, const Shape& s, const Part& part, const Sums& sums, float* d_bias) {
+    constexpr int side = kSide<Doubled>;
+    const int64_t outputs = part.stop - part.start, fit = kCache / (4 * (s.in + outputs) * int64_t(sizeof(T)));
+    const int64_t blocks = (s.tiles() + fit - 1) / fit, block = (s.tiles() / blocks + 2) / 2 * 2;
+    const std::vector<T> zeros(std::max(s.in, s.out));
+    const Block<T> v(s.in, block), g(outputs, block);
+    for (int64_t first = 0; first < s.tiles(); first += block)
+        for (int line = part.top; line < part.bottom; ++line) {
+            const int64_t count = std::min(block, s.tiles() - first);
+            const int row = place<Doubled>(side * line) / 4;
+            gather_inputs<T, Doubled>(x, s, first, count, row, zeros.data(), v);
+            gather_gradients<T, Doubled>(dy + part.start, s, first, count, row, zeros.data(), g, d_bias + part.start);
+            for (int i = 0; i < side; ++i)
+                for (int64_t k = part.start; k < part.stop; k += kWidth)
+                    for (int64_t c = 0; c < s.in; c += kWidth) {
+                        const T *rows = g.at(i, k - part.start, 0), *columns = v.at(i, c, 0);
+                        float* sum = sums.at(line * side + i, k, c);
+                        add_product<T, kPart>(rows, columns, count, sum, first > 0);
+                        add_product<T, kPart>(rows + kPart * kPair<T>, columns, count, sum + kPart * kWidth, first > 0);
+                        add_product<T, kWidth - 2 * kPart>(rows + 2 * kPart * kPair<T>, columns, count,
+                                                           sum + 2 * kPart * kWidth, first > 0);
+                    }
+        }
 }
 
-// d_weight [out, 3, 3, in] = G^T u G, of the sums u over all threads.
+// d_weight [out, 3, 3, in] = G^T u G, of the sums u.
 template <bool Doubled>
-void transform_sums(const std::vector<std::vector<float>>& sums, const Shape& s, float* d_weight, int threads) {
+void transform_sums(const Sums& sums, const Shape& s, float* d_weight, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t k = 0; k < s.out; ++k)
         for (int64_t c = 0; c < s.in; c += kLanes) {
             __m512 u[16], h[12];
             for (auto& vector : u) vector = _mm512_setzero_ps();
-            for (int i = 0; i < kPlaces<Doubled>; ++i)
-                for (const auto& of_thread : sums)
-                    if (!of_thread.empty())
-                        u[place<Doubled>(i)] = _mm512_add_ps(
-                            u[place<Doubled>(i)], _mm512_loadu_ps(of_thread.data() + (i * s.out + k) * s.in + c));
+            for (int i = 0; i < kPlaces<Doubled>; ++i) u[place<Doubled>(i)] = _mm512_loadu_ps(sums.at(i, k, c));
             const __m512 half = _mm512_set1_ps(0.5f);
             for (int j = 0; j < 4; ++j) {
                 const __m512 a = _mm512_mul_ps(half, _mm512_add_ps(u[4 + j], u[8 + j]));
@@ -181,24 +225,22 @@ void transform_sums(const std::vector<std::vector<float>>& sums, const Shape& s,
 
 template <typename T, bool Doubled>
 void gradient(const T* x, const T* dy, float* d_weight, float* d_bias, const Shape& s, int threads) {
-    constexpr int places = kPlaces<Doubled>;
-    const int64_t blocks = (s.tiles() + kTiles - 1) / kTiles;
-    std::vector<std::vector<float>> sums(threads), biases(threads);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int thread = 0; thread < threads; ++thread) {
-        const int64_t start = blocks * thread / threads, stop = blocks * (thread + 1) / threads;
-        if (start == stop) continue;
-        std::vector<T> zeros(std::max(s.in, s.out)), v(places * kTiles * s.in), g(places * kTiles * s.out);
-        sums[thread].assign(places * s.in * s.out, 0.0f);
-        biases[thread].assign(s.out, 0.0f);
-        for (int64_t block = start; block < stop; ++block)
-            add_block<T, Doubled>(x, dy, s, block * kTiles, std::min(kTiles, s.tiles() - block * kTiles), zeros.data(),
-                                  v.data(), g.data(), sums[thread].data(), biases[thread].data());
+    const std::unique_ptr<float[]> numbers(new float[kPlaces<Doubled> * s.in * s.out]);
+    const Sums sums{s.in, s.out, numbers.get()};
+    constexpr int side = kSide<Doubled>;
+    const int groups = std::gcd(side, threads);
+    const int64_t wide = s.out / kWidth, slices = std::min<int64_t>(wide, threads / groups);
+    std::fill(d_bias, d_bias + s.out, 0.0f);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t unit = 0; unit < groups * slices; ++unit) {
+        const int group = static_cast<int>(unit / slices);
+        const int64_t slice = unit % slices;
+        add_up<T, Doubled>(x, dy, s,
+                           Part{side * group / groups, side * (group + 1) / groups, wide * slice / slices * kWidth,
+                                wide * (slice + 1) / slices * kWidth},
+                           sums, d_bias);
     }
     transform_sums<Doubled>(sums, s, d_weight, threads);
-    std::fill(d_bias, d_bias + s.out, 0.0f);
-    for (const auto& of_thread : biases)
-        for (size_t k = 0; k < of_thread.size(); ++k) d_bias[k] += of_thread[k];
 }
 
 }  // namespace
