@@ -65,9 +65,9 @@ class _Attention(torch.autograd.Function):
         product = (dy.float() * y).sum(-1).transpose(1, 2)[..., None]  # [B, heads, N, 1]
         dy = dy.transpose(1, 2)  # [B, heads, N, D]
         # The gradient of a softmax does not change when all values move together: their common part would only cancel.
-        spread = v - v.mean(2, keepdim=True)
-        centre = torch.matmul(dy, v.mean(2, keepdim=True).transpose(2, 3)).float()  # [B, heads, N, 1]
-        d_weights = torch.matmul(dy, spread.transpose(2, 3))  # [B, heads, N, N]
+        common = v.mean(2, keepdim=True)  # [B, heads, 1, D]
+        centre = torch.matmul(dy, common.transpose(2, 3)).float()  # [B, heads, N, 1]
+        d_weights = torch.matmul(dy, (v - common).transpose(2, 3))  # [B, heads, N, N]
         d_scores = (d_weights - (product - centre)).mul_(weights).mul_(qkv.shape[-1] ** -0.5).to(qkv.dtype)
         d_qkv = torch.empty_like(qkv)
         d_q, d_k, d_v = d_qkv.transpose(1, 3).unbind(2)

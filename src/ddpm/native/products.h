@@ -40,6 +40,16 @@ inline void store(bfloat16* to, __m512 value) {
 }
 #endif
 
+// Vectors of `kPair` neighbours, side by side for one lane after another.
+inline void store_pair(float* to, const __m512* neighbours) { store(to, neighbours[0]); }
+#ifdef DDPM_PRODUCTS_BFLOAT16
+inline void store_pair(bfloat16* to, const __m512* neighbours) {
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(neighbours[0]));
+    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(neighbours[1]));
+    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_slli_epi32(high, 16), low));
+}
+#endif
+
 inline __m512 multiply_add(__m512 sum, const float* input, const float* weights) {
     return _mm512_fmadd_ps(_mm512_set1_ps(*input), _mm512_loadu_ps(weights), sum);
 }

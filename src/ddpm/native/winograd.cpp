@@ -112,49 +112,87 @@ struct Strides {
     int64_t out, in, row, column;
 };
 
-// u [16, out / kWidth, in / pair, kWidth, pair] = G g G^T.
+// Exchange rows and columns, by exchanging those whose numbers differ in one bit, bit by bit.
+inline void transpose(__m512 rows[kLanes]) {
+#pragma GCC unroll 4
+    for (int bit = 1; bit < kLanes; bit *= 2) {
+        int32_t lower[kLanes], upper[kLanes];
+        for (int n = 0; n < kLanes; ++n) {
+            lower[n] = n & bit ? kLanes + (n ^ bit) : n;
+            upper[n] = n & bit ? kLanes + n : n ^ bit;
+        }
+        const __m512i low = _mm512_loadu_si512(lower), high = _mm512_loadu_si512(upper);
+#pragma GCC unroll 16
+        for (int n = 0; n < kLanes; ++n)
+            if (!(n & bit)) {
+                const __m512 first = rows[n], second = rows[n | bit];
+                rows[n] = _mm512_permutex2var_ps(first, low, second);
+                rows[n | bit] = _mm512_permutex2var_ps(first, high, second);
+            }
+    }
+}
+
+// The weights of kLanes input and kWidth output channels, whichever of them lie side by side.
+void read_weights(const float* from, const Strides& s, float to[kLanes][9][kWidth]) {
+    for (int i = 0; i < 9; ++i)
+        for (int k = 0; k < kWidth; k += kLanes) {
+            const float* place = from + (i / 3) * s.row + (i % 3) * s.column + k * s.out;
+            if (s.out == 1) {
+                for (int c = 0; c < kLanes; ++c) store(to[c][i] + k, load(place + c * s.in));
+            } else if (s.in == 1) {
+                __m512 rows[kLanes];
+                for (int n = 0; n < kLanes; ++n) rows[n] = load(place + n * s.out);
+                transpose(rows);
+                for (int c = 0; c < kLanes; ++c) store(to[c][i] + k, rows[c]);
+            } else {
+                for (int c = 0; c < kLanes; ++c)
+                    for (int n = 0; n < kLanes; ++n) to[c][i][k + n] = place[n * s.out + c * s.in];
+            }
+        }
+}
+
+// G g G^T of one input channel and kLanes output channels; g [9, kWidth].
+inline void transform_weight(const float* g, __m512 to[16]) {
+    const __m512 part = _mm512_set1_ps(0.5f);
+    __m512 h[12];
+    for (int j = 0; j < 3; ++j) {
+        const __m512 a = load(g + j * kWidth), b = load(g + (3 + j) * kWidth), d = load(g + (6 + j) * kWidth);
+        const __m512 sum = _mm512_add_ps(a, d);
+        h[j] = a;
+        h[3 + j] = _mm512_mul_ps(part, _mm512_add_ps(sum, b));
+        h[6 + j] = _mm512_mul_ps(part, _mm512_sub_ps(sum, b));
+        h[9 + j] = d;
+    }
+    for (int i = 0; i < 4; ++i) {
+        const __m512 a = h[3 * i], b = h[3 * i + 1], d = h[3 * i + 2], sum = _mm512_add_ps(a, d);
+        to[4 * i] = a;
+        to[4 * i + 1] = _mm512_mul_ps(part, _mm512_add_ps(sum, b));
+        to[4 * i + 2] = _mm512_mul_ps(part, _mm512_sub_ps(sum, b));
+        to[4 * i + 3] = d;
+    }
+}
+
+// u [16, out / kWidth, in / pair, kWidth, pair], the transformed weights.
 template <typename T>
 void transform_weights(const float* weights, const Strides& s, int64_t in, int64_t out, T* u, int threads) {
+    constexpr int pair = kPair<T>;
     const int64_t wide = out / kWidth;
 #pragma omp parallel for collapse(2) num_threads(threads) schedule(static)
     for (int64_t k = 0; k < wide; ++k)
-        for (int64_t c = 0; c < in; c += kPair<T>) {
-            __m512 transformed[kPair<T>][kVectors][16];
-            for (int p = 0; p < kPair<T>; ++p) {
-                float g[9][kWidth];
-                for (int i = 0; i < 9; ++i) {
-                    const float* from = weights + (c + p) * s.in + (i / 3) * s.row + (i % 3) * s.column + k * kWidth * s.out;
-                    for (int lane = 0; lane < kWidth; ++lane) g[i][lane] = from[lane * s.out];
-                }
-                for (int half = 0; half < kVectors; ++half) {
-                    __m512 h[12];
-                    const __m512 part = _mm512_set1_ps(0.5f);
-                    for (int j = 0; j < 3; ++j) {
-                        const __m512 a = load(g[j] + half * kLanes), b = load(g[3 + j] + half * kLanes),
-                                     d = load(g[6 + j] + half * kLanes), sum = _mm512_add_ps(a, d);
-                        h[j] = a;
-                        h[3 + j] = _mm512_mul_ps(part, _mm512_add_ps(sum, b));
-                        h[6 + j] = _mm512_mul_ps(part, _mm512_sub_ps(sum, b));
-                        h[9 + j] = d;
-                    }
-                    for (int i = 0; i < 4; ++i) {
-                        const __m512 a = h[3 * i], b = h[3 * i + 1], d = h[3 * i + 2], sum = _mm512_add_ps(a, d);
-                        __m512* to = transformed[p][half] + 4 * i;
-                        to[0] = a;
-                        to[1] = _mm512_mul_ps(part, _mm512_add_ps(sum, b));
-                        to[2] = _mm512_mul_ps(part, _mm512_sub_ps(sum, b));
-                        to[3] = d;
+        for (int64_t start = 0; start < in; start += kLanes) {
+            float g[kLanes][9][kWidth];
+            read_weights(weights + start * s.in + k * kWidth * s.out, s, g);
+            for (int c = 0; c < kLanes; c += pair)
+                for (int half = 0; half < kWidth; half += kLanes) {
+                    __m512 transformed[pair][16];
+                    for (int p = 0; p < pair; ++p)
+                        transform_weight(g[c + p][0] + half, transformed[p]);
+                    for (int i = 0; i < 16; ++i) {
+                        __m512 neighbours[pair];
+                        for (int p = 0; p < pair; ++p) neighbours[p] = transformed[p][i];
+                        store_pair(u + ((i * wide + k) * in + start + c) * kWidth + half * pair, neighbours);
                     }
                 }
-            }
-            for (int i = 0; i < 16; ++i) {
-                T* to = u + ((i * wide + k) * in + c) * kWidth;
-                T row[kPair<T>][kWidth];
-                for (int p = 0; p < kPair<T>; ++p)
-                    for (int half = 0; half < kVectors; ++half) store(row[p] + half * kLanes, transformed[p][half][i]);
-                for (int lane = 0; lane < kWidth; ++lane)
-                    for (int p = 0; p < kPair<T>; ++p) to[lane * kPair<T> + p] = row[p][lane];
-            }
         }
 }
 

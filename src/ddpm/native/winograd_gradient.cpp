@@ -44,16 +44,6 @@ inline void combine(const __m512 (&h)[2], __m512 to[4]) {
     to[3] = _mm512_sub_ps(_mm512_setzero_ps(), h[1]);
 }
 
-// One number of each of `kPair` tiles, side by side for one channel after another.
-inline void store_pair(float* to, const __m512* tiles) { store(to, tiles[0]); }
-#ifdef DDPM_PRODUCTS_BFLOAT16
-inline void store_pair(bfloat16* to, const __m512* tiles) {
-    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(tiles[0]));
-    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(tiles[1]));
-    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_slli_epi32(high, 16), low));
-}
-#endif
-
 // Transformed numbers of a block of tiles, [places of a row, channels / kWidth, tiles / pair, kWidth, pair]. Neighbours
 // are not a multiple of 4096 bytes apart, which would share a few lines of the cache.
 template <typename T>
