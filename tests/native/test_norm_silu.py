@@ -12,7 +12,9 @@ from torch.nn import functional
 
 from ddpm import native
 from ddpm.networks import UNet
+from ddpm.networks.dropout import dropout, dropout_states
 from ddpm.networks.kernels import use_kernels
+from ddpm.networks.norm import GroupNorm
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=f"no kernels here: {native.why_unavailable()}")
 
@@ -194,3 +196,36 @@ def test_without_a_compiler_there_is_a_reason_and_no_error(
     subprocess.run([sys.executable, "-c", code, reason], env=everything, check=True)
     assert not list(tmp_path.rglob("*.so"))
     assert not list(tmp_path.rglob("*.part"))
+
+
+@needs_kernels
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("channels", [24, 6])  # inside of the kernel; and behind it, where four do not divide them
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1.5e-2)])
+def test_dropout_inside_equals_dropout_behind_it(
+    channels: int, silu: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    x = channels_last(inputs(3, channels, 7, 9)["x"], dtype).requires_grad_()
+    dy = channels_last(inputs(5, channels, 7, 9)["x"][:3], dtype)
+    norm, state = GroupNorm(channels, 6), dropout_states(torch.tensor([4, 9, -1]), 3)[1]
+    norm.fused = True
+    inside = norm(x, silu=silu, dropout_state=state, dropped=0.3)
+    behind = dropout(norm(x, silu=silu), state, 0.3)
+    assert torch.equal(inside == 0, behind == 0)
+    assert 0.2 < float((inside == 0).double().mean()) < 0.4
+    leaves = (x, norm.weight, norm.bias)
+    pairs = zip(torch.autograd.grad(inside, leaves, dy), torch.autograd.grad(behind, leaves, dy), strict=True)
+    for got, expected in ((inside, behind), *pairs):
+        assert float((got - expected).abs().max()) <= tolerance * float(expected.abs().max())
+    norm.fused = False
+    plain = norm(x, silu=silu, dropout_state=state, dropped=0.3)
+    assert torch.equal(plain == 0, inside == 0)
+
+
+@needs_kernels
+def test_dropout_of_another_shape_is_refused() -> None:
+    x = channels_last(inputs(2, 8, 3, 3)["x"], torch.float32)
+    words = torch.zeros(18, dtype=torch.int64)
+    for positions, states in ((words[:17], words[:2]), (words, words[:1])):
+        with pytest.raises(RuntimeError, match="dropout of"):
+            native.norm_silu(x, 2, torch.ones(8), torch.zeros(8), 1e-6, dropout=native.Dropout(positions, states, 100))

@@ -14,10 +14,9 @@ from ddpm.networks.blocks import (
     Downsample,
     ResBlock,
     Upsample,
-    dropout,
-    dropout_states,
     time_embedding,
 )
+from ddpm.networks.dropout import dropout, dropout_states
 from ddpm.networks.norm import GroupNorm
 
 

@@ -5,9 +5,10 @@ from ddpm.native.build import available, switched_off, why_unavailable
 from ddpm.native.calls import has, takes
 from ddpm.native.conv import conv3x3, convolves, transform_weights
 from ddpm.native.memory import keep_freed_memory
-from ddpm.native.norm import norm_silu
+from ddpm.native.norm import Dropout, norm_silu
 
 __all__ = [
+    "Dropout",
     "attends",
     "attention",
     "available",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ddpm.native.calls import integers, kernel, pointer
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """Which activations are dropped behind the SiLU (`ddpm.networks.dropout` says how it is decided).
+
+    Attributes:
+        positions: int64 [H W C / 4], a well-mixed word for every four activations of a picture, in (h, w, c) order.
+        states: int64 [B], a well-mixed word for every picture.
+        dropped: how many of 65536 are dropped; below 65536.
+    """
+
+    positions: Tensor
+    states: Tensor
+    dropped: int
 
 
 def norm_silu(
@@ -23,8 +39,9 @@ def norm_silu(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     silu: bool = True,
+    dropout: Dropout | None = None,
 ) -> Tensor:
-    """Return silu(norm(x + offset) (1 + scale) + shift), [B, C, H, W], in the dtype of `x`.
+    """Return dropout(silu(norm(x + offset) (1 + scale) + shift)), [B, C, H, W], in the dtype of `x`.
 
     Reads `x` twice and writes once, where single operations read and write it six times. Statistics, tables and sums
     are float32 or better whatever the dtype of `x`. Pictures do not mix: results depend on neither batch nor threads.
@@ -39,17 +56,24 @@ def norm_silu(
         scale: [B, C] or [1, C]; none: zeros.
         shift: [B, C] or [1, C]; none: zeros.
         silu: whether SiLU follows.
+        dropout: what is dropped, decided again in the backward pass and never stored; none: nothing. Its channels must
+            be a multiple of four.
 
     Raises:
         RuntimeError: for a table of another shape; the kernel itself would read past its end.
     """
-    batch, channels = x.shape[:2]
+    batch, channels, height, width = x.shape
+    words = None if dropout is None else (dropout.positions.contiguous(), dropout.states.contiguous())
+    if words is not None and (channels % 4, *map(len, words)) != (0, channels * height * width // 4, batch):
+        raise RuntimeError(f"dropout of {[len(each) for each in words]} words for pictures of shape {list(x.shape)}")
     of_channels = (table.float().expand(channels).contiguous() for table in (gain, bias))
     of_pictures = (
         None if table is None else table.float().expand(batch, channels).contiguous()
         for table in (offset, scale, shift)
     )
-    result: Tensor = _NormSilu.apply(x, *of_channels, *of_pictures, groups, eps, silu)  # type: ignore[no-untyped-call]
+    result: Tensor = _NormSilu.apply(  # type: ignore[no-untyped-call]
+        x, *of_channels, *of_pictures, *(words or (None, None)), dropout.dropped if dropout else 0, groups, eps, silu
+    )
     return result
 
 
@@ -63,6 +87,9 @@ class _NormSilu(torch.autograd.Function):
         offset: Tensor | None,
         scale: Tensor | None,
         shift: Tensor | None,
+        positions: Tensor | None,
+        states: Tensor | None,
+        dropped: int,
         groups: int,
         eps: float,
         silu: bool,
@@ -72,27 +99,28 @@ class _NormSilu(torch.autograd.Function):
         mean, rstd = x.new_empty((2, batch, groups), dtype=torch.float32).unbind()
         tables = (gain, bias, offset, scale, shift)
         kernel("norm_silu_forward", x.dtype)(
-            *map(pointer, (x, y, mean, rstd, *tables)),
-            *integers(batch, height * width, channels, groups),
+            *map(pointer, (x, y, mean, rstd, *tables, positions, states)),
+            *integers(dropped, batch, height * width, channels, groups),
             ctypes.c_double(eps),
             int(silu),
             torch.get_num_threads(),
         )
-        ctx.save_for_backward(x, mean, rstd, *tables)
-        ctx.groups, ctx.silu = groups, silu
+        ctx.save_for_backward(x, mean, rstd, positions, states, *tables)
+        ctx.dropped, ctx.groups, ctx.silu = dropped, groups, silu
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, rstd, *tables = ctx.saved_tensors
+        x, mean, rstd, positions, states, *tables = ctx.saved_tensors
         batch, channels, height, width = x.shape
         dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x)
         d_gain, d_bias, d_offset, d_scale, d_shift = x.new_empty((5, batch, channels), dtype=torch.float32).unbind()
+        grads = (d_gain, d_bias, d_offset, d_scale, d_shift)
         kernel("norm_silu_backward", x.dtype)(
-            *map(pointer, (x, dy, dx, mean, rstd, *tables, d_gain, d_bias, d_offset, d_scale, d_shift)),
-            *integers(batch, height * width, channels, ctx.groups),
+            *map(pointer, (x, dy, dx, mean, rstd, *tables, *grads, positions, states)),
+            *integers(ctx.dropped, batch, height * width, channels, ctx.groups),
             int(ctx.silu),
             torch.get_num_threads(),
         )
@@ -100,4 +128,4 @@ class _NormSilu(torch.autograd.Function):
             None if table is None else grad
             for table, grad in zip(tables[2:], (d_offset, d_scale, d_shift), strict=True)
         )
-        return dx, d_gain.sum(0), d_bias.sum(0), *of_pictures, None, None, None
+        return dx, d_gain.sum(0), d_bias.sum(0), *of_pictures, *(None,) * 6

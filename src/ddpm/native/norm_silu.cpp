@@ -72,6 +72,40 @@ void affine(const Tables& t, const Shape& s, int64_t picture, const float* mean,
     }
 }
 
+// Which activations are kept, and by how much they grow: a hash of (state of the picture, place) decides four of them.
+struct Dropout {
+    const int64_t *positions, *states;  // [pixels channels / 4], well-mixed; [B], or none for no dropout
+    int64_t dropped;                    // of 65536
+};
+
+// The factors of one pixel after another.
+class Factors {
+  public:
+    Factors(const Dropout& dropout, int64_t channels)
+        : dropout(dropout), words(channels / 4), bits(channels), factors(channels, 1.0f) {}
+    const float* of(int64_t picture, int64_t pixel) {
+        if (!dropout.states) return factors.data();
+        const uint64_t state = static_cast<uint64_t>(dropout.states[picture]);
+        const int64_t count = static_cast<int64_t>(words.size()), *position = dropout.positions + pixel * count;
+        for (int64_t w = 0; w < count; ++w) {
+            uint64_t z = (static_cast<uint64_t>(position[w]) ^ state) * 0xBF58476D1CE4E5B9u;
+            z = (z ^ static_cast<uint64_t>(static_cast<int64_t>(z) >> 32)) * 0x94D049BB133111EBu;
+            words[w] = z + static_cast<uint64_t>(static_cast<int64_t>(z) >> 32);
+        }
+        std::memcpy(bits.data(), words.data(), bits.size() * sizeof(int16_t));
+        const int16_t least = static_cast<int16_t>(dropout.dropped - 32768);
+        const float factor = 65536.0f / static_cast<float>(65536 - dropout.dropped);
+        for (size_t c = 0; c < bits.size(); ++c) factors[c] = bits[c] >= least ? factor : 0.0f;
+        return factors.data();
+    }
+
+  private:
+    const Dropout& dropout;
+    std::vector<uint64_t> words;
+    std::vector<int16_t> bits;
+    std::vector<float> factors;
+};
+
 template <typename T>
 void statistics(const T* x, const Tables& t, const Shape& s, int64_t picture, double eps, float* mean, float* rstd) {
     const int64_t channels = s.channels, width = channels / s.groups;
@@ -111,26 +145,28 @@ void statistics(const T* x, const Tables& t, const Shape& s, int64_t picture, do
 }
 
 template <typename T>
-void forward(const T* x, T* y, float* mean, float* rstd, const Tables& t, const Shape& s, double eps, bool silu,
-             int threads) {
+void forward(const T* x, T* y, float* mean, float* rstd, const Tables& t, const Shape& s, const Dropout& dropout,
+             double eps, bool silu, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t picture = 0; picture < s.batch; ++picture) {
         const T* from = x + picture * s.pixels * s.channels;
         T* to = y + picture * s.pixels * s.channels;
         std::vector<float> a(s.channels), b(s.channels);
+        Factors factors(dropout, s.channels);
         statistics(from, t, s, picture, eps, mean, rstd);
         affine(t, s, picture, mean, rstd, a.data(), b.data());
         const float *ap = a.data(), *bp = b.data();
         for (int64_t p = 0; p < s.pixels; ++p) {
             const T* row = from + p * s.channels;
             T* out = to + p * s.channels;
+            const float* keep = factors.of(picture, p);
             if (silu)
                 for (int64_t c = 0; c < s.channels; ++c) {
                     const float z = ap[c] * load(row, c) + bp[c];
-                    store(out, c, z * sigmoid(z));
+                    store(out, c, keep[c] * z * sigmoid(z));
                 }
             else
-                for (int64_t c = 0; c < s.channels; ++c) store(out, c, ap[c] * load(row, c) + bp[c]);
+                for (int64_t c = 0; c < s.channels; ++c) store(out, c, keep[c] * (ap[c] * load(row, c) + bp[c]));
         }
     }
 }
@@ -143,7 +179,7 @@ struct Sums {
 
 template <bool silu, typename T>
 void gradient_of_z(const T* x, const T* dy, const float* a, const float* b, const float* first, const Shape& s,
-                   float* dz, Sums& sums) {
+                   int64_t picture, Factors& factors, float* dz, Sums& sums) {
     const int64_t channels = s.channels;
     std::vector<float> of_dz(channels), of_dz_x(channels), of_x(channels);
     for (int64_t start = 0; start < s.pixels; start += kRows) {
@@ -153,6 +189,7 @@ void gradient_of_z(const T* x, const T* dy, const float* a, const float* b, cons
         float *s0 = of_dz.data(), *s1 = of_dz_x.data(), *s2 = of_x.data();
         for (int64_t p = start; p < std::min(start + kRows, s.pixels); ++p) {
             const T *row = x + p * channels, *grad = dy + p * channels;
+            const float* keep = factors.of(picture, p);
             float* out = dz + p * channels;
 #pragma GCC ivdep
             for (int64_t c = 0; c < channels; ++c) {
@@ -162,7 +199,7 @@ void gradient_of_z(const T* x, const T* dy, const float* a, const float* b, cons
                     const float z = a[c] * value + b[c], g = sigmoid(z);
                     slope = g * (1.0f + z * (1.0f - g));
                 }
-                const float d = load(grad, c) * slope;
+                const float d = load(grad, c) * keep[c] * slope;
                 out[c] = d;
                 s0[c] += d;
                 s1[c] += d * (value - first[c]);
@@ -220,11 +257,12 @@ void gradients(const Tables& t, const Shape& s, int64_t picture, const float* me
 
 template <typename T>
 void backward(const T* x, const T* dy, T* dx, const float* mean, const float* rstd, const Tables& t, const Shape& s,
-              const Gradients& out, bool silu, int threads) {
+              const Gradients& out, const Dropout& dropout, bool silu, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> dz(s.pixels * s.channels), a(s.channels), b(s.channels), first(s.channels);
         std::vector<float> p(s.channels), q(s.channels), r(s.channels);
+        Factors factors(dropout, s.channels);
 #pragma omp for schedule(static)
         for (int64_t picture = 0; picture < s.batch; ++picture) {
             const int64_t start = picture * s.pixels * s.channels;
@@ -232,7 +270,7 @@ void backward(const T* x, const T* dy, T* dx, const float* mean, const float* rs
             affine(t, s, picture, mean, rstd, a.data(), b.data());
             for (int64_t c = 0; c < s.channels; ++c) first[c] = load(x + start, c);
             (silu ? gradient_of_z<true, T> : gradient_of_z<false, T>)(x + start, dy + start, a.data(), b.data(),
-                                                                       first.data(), s, dz.data(), sums);
+                                                                       first.data(), s, picture, factors, dz.data(), sums);
             gradients(t, s, picture, mean, rstd, first.data(), sums, out, p.data(), q.data(), r.data());
             const float *pp = p.data(), *qp = q.data(), *rp = r.data();
             for (int64_t pixel = 0; pixel < s.pixels; ++pixel) {
@@ -248,21 +286,21 @@ void backward(const T* x, const T* dy, T* dx, const float* mean, const float* rs
 }  // namespace
 
 #define DDPM_ENTRY(NAME, TYPE)                                                                                        \
-    extern "C" void norm_silu_forward_##NAME(const TYPE* x, TYPE* y, float* mean, float* rstd, const float* gain,     \
-                                             const float* bias, const float* offset, const float* scale,              \
-                                             const float* shift, int64_t batch, int64_t pixels, int64_t channels,     \
-                                             int64_t groups, double eps, int silu, int threads) {                     \
+    extern "C" void norm_silu_forward_##NAME(                                                                         \
+        const TYPE* x, TYPE* y, float* mean, float* rstd, const float* gain, const float* bias, const float* offset,  \
+        const float* scale, const float* shift, const int64_t* positions, const int64_t* states, int64_t dropped,     \
+        int64_t batch, int64_t pixels, int64_t channels, int64_t groups, double eps, int silu, int threads) {         \
         forward(x, y, mean, rstd, Tables{gain, bias, offset, scale, shift}, Shape{batch, pixels, channels, groups},   \
-                eps, silu != 0, threads);                                                                             \
+                Dropout{positions, states, dropped}, eps, silu != 0, threads);                                        \
     }                                                                                                                 \
     extern "C" void norm_silu_backward_##NAME(                                                                        \
         const TYPE* x, const TYPE* dy, TYPE* dx, const float* mean, const float* rstd, const float* gain,             \
         const float* bias, const float* offset, const float* scale, const float* shift, float* d_gain, float* d_bias, \
-        float* d_offset, float* d_scale, float* d_shift, int64_t batch, int64_t pixels, int64_t channels,             \
-        int64_t groups, int silu, int threads) {                                                                      \
+        float* d_offset, float* d_scale, float* d_shift, const int64_t* positions, const int64_t* states,             \
+        int64_t dropped, int64_t batch, int64_t pixels, int64_t channels, int64_t groups, int silu, int threads) {    \
         backward(x, dy, dx, mean, rstd, Tables{gain, bias, offset, scale, shift},                                     \
                  Shape{batch, pixels, channels, groups}, Gradients{d_gain, d_bias, d_offset, d_scale, d_shift},       \
-                 silu != 0, threads);                                                                                 \
+                 Dropout{positions, states, dropped}, silu != 0, threads);                                            \
     }
 
 DDPM_ENTRY(float32, float)

@@ -1,4 +1,4 @@
-"""The parts of a U-Net: time embedding, residual block, attention, resampling, and dropout as a function.
+"""The parts of a U-Net: time embedding, residual block, attention, resampling.
 
 Activations keep the memory format that the weights ask for: with channels_last weights nothing here copies a
 tensor only to reorder it.
@@ -22,11 +22,6 @@ from ddpm.networks.norm import GroupNorm
 
 TimeConditioning = Literal["add", "scale_shift"]
 Resample = Literal["up", "down"]
-
-# The increment and the multipliers of splitmix64 (Steele et al. 2014), as signed 64-bit integers.
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
-_MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,72 +91,6 @@ def time_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tenso
     angles = t.to(dtype)[:, None] * torch.exp(-math.log(max_period) * exponents)  # [B, width / 2]
     zeros = [angles.new_zeros(len(t), 1)] if width % 2 else []
     return torch.cat([angles.sin(), angles.cos(), *zeros], dim=1)  # [B, width]
-
-
-def dropout_states(keys: Tensor, layers: int) -> Tensor:
-    """Return one well-mixed word for every dropout layer and picture.
-
-    Args:
-        keys: int64 [B], one key a picture; neighbouring keys are as good as random ones.
-        layers: how many dropout layers there are.
-
-    Returns:
-        int64 [layers, B].
-    """
-    layer = torch.arange(1, layers + 1, device=keys.device)
-    return _mix(_mix(keys) + layer[:, None] * _GOLDEN)  # [layers, B]
-
-
-def dropout(x: Tensor, state: Tensor, p: float) -> Tensor:
-    """Zero a share `p` of `x` and scale the rest to keep the mean, as a pure function of its arguments.
-
-    Whether an element stays is decided by a hash of (state of its picture, position in (h, w, c) order) alone: not
-    by the batch around it, the memory format, the device, or any global generator. One 64-bit hash decides four
-    elements, by 16 bits each; so `p` is rounded to a multiple of 2^-16, and the scale is that of the rounded share.
-    On a CPU it costs about a third of torch's own dropout, forward and backward, and a little more in the default
-    memory format, where the mask is read out of order.
-
-    Args:
-        x: [B, C, H, W].
-        state: int64 [B], from `dropout_states`.
-        p: share to drop, in [0, 1).
-
-    Returns:
-        [B, C, H, W], dtype of `x`.
-    """
-    batch, channels, height, width = x.shape
-    count = channels * height * width
-    dropped = min(round(p * 65536), 65535)
-    # The positions are mixed well, but once for the whole batch: what costs is the pass over [B, count / 4].
-    position = _mix(torch.arange((count + 3) // 4, device=x.device) * _GOLDEN)
-    bits = _remix_(position ^ state[:, None]).view(torch.int16)[:, :count]
-    keep = bits.ge_(dropped - 32768).to(x.dtype).mul_(65536 / (65536 - dropped))  # [B, count]
-    return x * keep.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
-
-
-def _mix(z: Tensor) -> Tensor:
-    """Return int64 words mixed by the finaliser of splitmix64 (Steele et al. 2014)."""
-    z = (z ^ _shift_right(z, 30)) * _MIX_1
-    z = (z ^ _shift_right(z, 27)) * _MIX_2
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Return the words shifted as if they had no sign; torch's own shift copies the sign into the upper bits."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _remix_(z: Tensor) -> Tensor:
-    """Mix, in place and in few passes, words that are the exclusive or of two well-mixed words.
-
-    The shifts copy the sign. In the exclusive or that costs one bit of 64; in the closing sum, a borrow of one: no pass
-    is spent on masking. Over millions of pairs of masks the largest correlation is that of fair coins; without the
-    first multiplication it is not.
-    """
-    z.mul_(_MIX_1)
-    z.bitwise_xor_(z >> 32)
-    z.mul_(_MIX_2)
-    return z.add_(z >> 32)
 
 
 def zero_init(module: nn.Conv2d | nn.Linear) -> None:
@@ -254,13 +183,17 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)  # [B, in_channels, H', W']
         h = self.conv1(h)  # [B, out_channels, H', W']
-        if self.scale_shift:
-            scale, shift = embedding.chunk(2, dim=1)  # [B, out_channels] each
-            h = self.norm2(h, scale=scale, shift=shift, silu=True)
-        else:
-            h = self.norm2(h, offset=embedding, silu=True)
-        if self.dropout > 0 and inputs.dropout_states is not None:
-            h = dropout(h, inputs.dropout_states[self.number], self.dropout)
+        state = None if inputs.dropout_states is None else inputs.dropout_states[self.number]
+        scale, shift = embedding.chunk(2, dim=1) if self.scale_shift else (None, None)  # [B, out_channels] each
+        h = self.norm2(
+            h,
+            offset=None if self.scale_shift else embedding,
+            scale=scale,
+            shift=shift,
+            silu=True,
+            dropout_state=state if self.dropout > 0 else None,
+            dropped=self.dropout,
+        )
         result: Tensor = self.conv2(h, residual=self.shortcut(x))  # [B, out_channels, H', W']
         return result
 

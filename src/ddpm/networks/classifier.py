@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from ddpm.config import NetworkConfig
 from ddpm.errors import ConfigError
-from ddpm.networks.blocks import BlockInputs, dropout_states, time_embedding
+from ddpm.networks.blocks import BlockInputs, time_embedding
+from ddpm.networks.dropout import dropout_states
 from ddpm.networks.levels import DownLevel, Parts, number_blocks
 from ddpm.networks.norm import GroupNorm
 

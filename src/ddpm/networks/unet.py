@@ -18,11 +18,11 @@ from ddpm.networks.blocks import (
     Prompt,
     Resample,
     TimeConditioning,
-    dropout_states,
     time_embedding,
     zero_init,
 )
 from ddpm.networks.conditioning import NumberEmbedding, check_condition, label_rows, number_rows, with_picture
+from ddpm.networks.dropout import dropout_states
 from ddpm.networks.levels import DownLevel, Parts, Resampling, UpLevel, number_blocks
 from ddpm.networks.norm import GroupNorm
 from ddpm.networks.prompt import PromptProjection
