@@ -151,15 +151,27 @@ class Group:
             return work()
         done: list[T] = []
         for own_turn in (self.local_rank == 0, self.local_rank != 0):
-            met: DdpmError | None = None
             if own_turn:
-                try:
-                    done.append(work())
-                except DdpmError as error:
-                    met = error
-            for found in self.every(met):
-                if found is not None:
-                    raise found
+                self.each(lambda: done.append(work()))
+            else:
+                self.each(lambda: None)
+        return done[0]
+
+    def each(self, work: Callable[[], T]) -> T:
+        """Do something in every process, so that none goes on, and waits, where another has failed.
+
+        Raises:
+            DdpmError: what a process met, in all of them.
+        """
+        done: list[T] = []
+        met: DdpmError | None = None
+        try:
+            done.append(work())
+        except DdpmError as error:
+            met = error
+        for found in self.every(met):
+            if found is not None:
+                raise found
         return done[0]
 
     def check_same(self, facts: Mapping[str, str]) -> None:
@@ -184,7 +196,7 @@ class Group:
         """Overwrite tensors of every process with the first one's."""
         if not self.is_alone:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor.detach(), src=0)  # what is overwritten has no gradient
 
 
 ALONE = Group()

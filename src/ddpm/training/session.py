@@ -335,7 +335,7 @@ def _build(plan: Plan, folder: RunFolder, engine: Engine, group: Group) -> Sessi
     group.share(list(network.parameters()))
     num_timesteps = len(objective.schedule)
     held_out = HeldOut.of(plan.store, plan.codec, num_timesteps, config.seed, plan.conditions)
-    memory = foresee(network, objective, held_out.train[0], training, group)
+    memory = group.each(lambda: foresee(network, objective, held_out.train[0], training, group))
     memory = replace(memory, micro_batch_size=-group.most(-memory.micro_batch_size))  # what fits everywhere
     ema, skeleton = Ema(network, training.ema_decay), None
     if training.sharding == "full" and not group.is_alone:
