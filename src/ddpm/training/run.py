@@ -98,6 +98,7 @@ def check_processes(plan: Plan, group: Group) -> None:
     beside = {
         f"training.score={training.score}": training.score != "loss",
         f"training.snapshots={training.snapshots}": training.snapshots > 0,
+        "training.gradient_checkpointing": training.gradient_checkpointing,  # other pieces are gathered
         "network.self_conditioning": plan.config.network.self_conditioning,
         "a distillation": plan.config.distillation is not None,
         "an adapter": bool(plan.config.lora.rank) or plan.config.image_adapter is not None,
