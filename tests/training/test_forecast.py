@@ -95,8 +95,10 @@ class TestForesee:
                 training={"gradient_checkpointing": wanted}, network={"blocks_per_level": 3, "base_channels": 16}
             )
             network, objective = parts(made)
-            taken.append(foresee(network, objective, made.batches(50).batch(0), made.config.training).picture)
-        assert taken[1] < taken[0] / 2
+            taken.append(foresee(network, objective, made.batches(50).batch(0), made.config.training))
+        assert taken[1].picture < taken[0].picture / 2
+        assert taken[1].total(16) < taken[0].total(16)
+        assert taken[1].unseen > taken[0].unseen  # what a block takes inside its operations is not kept less
 
     def test_no_room_for_a_picture_is_said(self, plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
         made = plan()
@@ -114,6 +116,11 @@ class TestFitting:
     def test_all_at_once_where_it_fits(self) -> None:
         assert FORECAST.largest_fitting() == 32
         assert FORECAST.total(32) == (40 + 10 + 1 + 128) * MIB
+
+    def test_what_is_not_seen_grows_with_the_pictures_alone(self) -> None:
+        more = replace(FORECAST, unseen=2.0)
+        assert more.total(32) == (40 + 10 + 1 + 256) * MIB
+        assert more.total(0) == FORECAST.total(0)
 
     def test_parts_are_even_and_fit(self) -> None:
         tight = replace(FORECAST, free=90 * MIB)  # 81 to be used: 30 + 1 + 10 fixed, 40 for ten pictures

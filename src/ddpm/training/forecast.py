@@ -25,7 +25,8 @@ from ddpm.training.loop import Objective, no_room_for_one
 from ddpm.training.plan import Plan
 
 _SHARE = 0.9  # of the free memory: other programs want some too, and libraries take workspaces that nobody counts
-_HOLES = 1.15  # on a CPU: what is freed is kept, but does not always fit what is asked for next
+_UNSEEN = 1.55  # on a CPU: what operations take inside themselves, and holes; measured, see docs/memory.md
+_UNSEEN_RECOMPUTING = 2.4  # the same with gradient checkpointing: less is kept, what a block takes is the same
 _VALUES_TIMED = 2**16  # pixel values of a pass that is timed: 21 pictures of 32x32
 _MOMENTS = 2  # numbers that Adam keeps for each weight that it moves
 
@@ -44,7 +45,7 @@ class MemoryForecast:
         free: what there is beside the weights, once the libraries are loaded.
         batch_size: pictures of an optimizer step.
         micro_batch_size: pictures at once.
-        holes: how many times more the process takes than is in use.
+        unseen: how many times more activations take than their tensors: inside operations, and in holes between them.
         chosen: whether that number of pictures was chosen by the memory.
     """
 
@@ -57,7 +58,7 @@ class MemoryForecast:
     free: int
     batch_size: int
     micro_batch_size: int
-    holes: float = 1.0
+    unseen: float = 1.0
     chosen: bool = True
 
     @property
@@ -70,8 +71,7 @@ class MemoryForecast:
 
         Gradients come as activations go, but seldom fit into the holes that these leave: both count.
         """
-        needed = self.fixed + self.gradients + self.step + micro_batch_size * self.picture
-        return int(needed * self.holes)
+        return self.fixed + self.gradients + self.step + int(micro_batch_size * self.picture * self.unseen)
 
     def fits(self, micro_batch_size: int) -> bool:
         """Whether so many pictures at once leave a tenth of the free memory free."""
@@ -82,18 +82,19 @@ class MemoryForecast:
         if self.fits(self.batch_size):
             return self.batch_size
         left = _SHARE * self.free + self.weights - self.total(0)
-        most = max(1, min(int(left // (self.picture * self.holes)), self.batch_size))
+        most = max(1, min(int(left // (self.picture * self.unseen)), self.batch_size))
         parts = -(-self.batch_size // most)
         return -(-self.batch_size // parts)
 
     def lines(self) -> list[str]:
         """Return the forecast in sentences."""
         size, whole = self.micro_batch_size, self.batch_size
+        each = in_bytes(int(self.picture * self.unseen))
         at_once = f"{size} pictures at once" if size < whole else f"a batch of {whole}"
         lines = [
             f"memory: about {in_bytes(self.total(size))}, of {in_bytes(self.free + self.weights)} free: "
             f"{in_bytes(self.fixed)} for weights, their average and the optimizer, "
-            f"{in_bytes(self.total(size) - self.fixed)} for {at_once} ({in_bytes(self.picture)} a picture)"
+            f"{in_bytes(self.total(size) - self.fixed)} for {at_once} ({each} a picture)"
         ]
         if not self.fits(size):
             lines.append(f"this may be too much; {self._advice()}")
@@ -156,7 +157,7 @@ def foresee(
         free=free_memory(objective.engine.device) // (group.local_size if objective.engine.device == "cpu" else 1),
         batch_size=group.largest_part(training.batch_size),
         micro_batch_size=training.micro_batch_size or group.largest_part(training.batch_size),
-        holes=_HOLES if objective.engine.device == "cpu" else 1.0,
+        unseen=_unseen(objective.engine.device, training),
         chosen=training.micro_batch_size is None,
     )
     return replace(forecast, micro_batch_size=forecast.largest_fitting()) if forecast.chosen else forecast
@@ -172,6 +173,12 @@ def seconds_a_step(network: nn.Module, objective: Objective, pictures: Batch, ba
     seconds = time.perf_counter() - began
     network.zero_grad(set_to_none=True)
     return seconds / count * batch_size
+
+
+def _unseen(device: str, training: TrainingConfig) -> float:
+    if device != "cpu":  # whose allocator has counted all of it
+        return 1.0
+    return _UNSEEN_RECOMPUTING if training.gradient_checkpointing else _UNSEEN
 
 
 def _first(batch: Batch, count: int) -> Batch:
