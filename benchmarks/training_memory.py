@@ -7,7 +7,7 @@ built, its libraries loaded (which the first pass of any network does, for about
 What a forecast adds for memory that it does not see was chosen to suit "cifar10" and "64x64" at 8 pictures, "mnist" and
 "auto-few" at their presets' batch; "128x128" and other batches test it.
 
-python benchmarks/training_memory.py [--networks cifar10,64x64,mnist,auto-few,128x128] [--batches 8,preset] [--threads 1]
+python benchmarks/training_memory.py [--networks cifar10,64x64,mnist,auto-few,128x128] [--batches 8,preset]
 """
 
 from __future__ import annotations
