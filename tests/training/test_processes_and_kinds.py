@@ -96,12 +96,6 @@ CASES: dict[str, Callable[[Path, Path], Plan]] = {
         conditions={"label": True, "dropout": 0.5, "balanced": True},
         training={"gradient_checkpointing": True},
     ),
-    "in pieces": lambda folder, out: trained(
-        folder,
-        out,
-        conditions={"label": True, "dropout": 0.5},
-        training={"sharding": "full"},
-    ),
     "text": captioned,
     "shards": streamed,
     "lora": lambda folder, out: adapted(folder, out, lora={"rank": 2, "layers": "all"}),
@@ -109,6 +103,8 @@ CASES: dict[str, Callable[[Path, Path], Plan]] = {
     "progressive": lambda folder, out: distilled(folder, out, "progressive"),
     "consistency": lambda folder, out: distilled(folder, out, "consistency"),
 }
+
+SLOW = ("self-conditioning", "text", "image adapter", "consistency")
 
 
 def make_data(folder: Path) -> None:
@@ -148,14 +144,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module")
-def one(data: Path) -> dict[str, list[Any]]:
-    return alone(steps_of, data, data / "one", [*CASES])
+Runs = Callable[[str], tuple[list[Any], list[list[Any]]]]
 
 
 @pytest.fixture(scope="module")
-def two(data: Path) -> list[dict[str, list[Any]]]:
-    return together(steps_of, data, data / "two", [*CASES])
+def runs(data: Path) -> Runs:
+    """The steps of a case, by one process, and by each of two; cases that are run as often share their processes."""
+    found: dict[str, tuple[list[Any], list[list[Any]]]] = {}
+
+    def of(case: str) -> tuple[list[Any], list[list[Any]]]:
+        if case not in found:
+            cases = [each for each in CASES if (each in SLOW) == (case in SLOW)]
+            one = alone(steps_of, data, data / "one", cases)
+            two = together(steps_of, data, data / "two", cases)
+            found.update({each: (one[each], [steps[each] for steps in two]) for each in cases})
+        return found[case]
+
+    return of
 
 
 def averaged(folder: Path) -> Tensor:
@@ -182,20 +187,20 @@ def assert_same_steps(found: list[Any], expected: list[Any]) -> None:
         assert t == times
 
 
-@pytest.mark.parametrize("case", [*CASES])
-def test_two_processes_make_the_steps_of_one(
-    case: str, data: Path, one: dict[str, list[Any]], two: list[dict[str, list[Any]]]
-) -> None:
-    first, second = two
-    assert first[case] == second[case]
-    assert_same_steps(first[case], one[case])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
+def test_two_processes_make_the_steps_of_one(case: str, data: Path, runs: Runs) -> None:
+    expected, (first, second) = runs(case)
+    assert first == second
+    assert_same_steps(first, expected)
     assert apart(data / "one" / case, data / "two" / case) < 1e-5
 
 
-def test_a_batch_of_seven_is_shared_by_three(data: Path, one: dict[str, list[Any]]) -> None:
+@pytest.mark.slow
+def test_a_batch_of_seven_is_shared_by_three(data: Path, runs: Runs) -> None:
+    expected, _ = runs("uneven")
     found = together(steps_of, data, data / "three", ["uneven"], size=3)
     assert found[0] == found[1] == found[2]
-    assert_same_steps(found[0]["uneven"], one["uneven"])
+    assert_same_steps(found[0]["uneven"], expected)
     assert apart(data / "one" / "uneven", data / "three" / "uneven") < 1e-5
 
 
@@ -212,9 +217,11 @@ def until(group: Group, folder: Path, out: Path, case: str, stop: int) -> list[l
     return weights
 
 
+@pytest.mark.slow
 def test_importance_sampled_times_go_on_with_another_number_of_processes(
-    data: Path, one: dict[str, list[Any]], tmp_path: Path
+    data: Path, runs: Runs, tmp_path: Path
 ) -> None:
+    runs("importance")  # the one that was never stopped
     out = tmp_path / "run"
     alone(until, data, out, "importance", 4)
     first, second = together(until, data, out, "importance", 8)  # from step 3 on
